@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/installed
+# Cases of `make bench`; empty: the benchmark's own default.
+CASES ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+install: $(STAMP) ## create .venv with the pinned dependencies (instant where nothing changed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Accutune needs Python 3.11 or newer, but '$(PYTHON)' was not found. Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Accutune needs Python 3.11 or newer, but $(PYTHON) is %s. Name another: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
+	@echo "Installing Accutune and its pinned dependencies into $(VENV); the first time takes a few minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
+	@touch $@
+	@echo "Done: $(VENV)/bin/tuner is ready."
+
+demo: install ## train a small network, tune it and show the report
+	@$(VENV)/bin/tuner demo
+
+test: install ## run every test, the slow ones too
+	@$(VENV)/bin/python -m pytest
+
+check: install ## lint and type-check
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy --strict search_spaces tuner server
+
+bench: install ## measure tuning itself; choose with CASES="a b"
+	@$(VENV)/bin/python benchmarks/tuning.py $(CASES)
+
+clean: ## remove .venv and every cache
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	@find search_spaces tuner server tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

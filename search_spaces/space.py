@@ -1,0 +1,169 @@
+"""Search spaces: what a job file asks for (`SpaceSpec`), and that resolved for one model (`SearchSpace`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import product
+from typing import Annotated, cast
+
+from pydantic import Field
+
+from search_spaces.capability import Processor, RuntimeTarget, dtype_pair
+from search_spaces.domains import Choice, Scalar
+from search_spaces.schemes import (
+    CALIBRATION_PATTERN,
+    FLOAT,
+    ActivationScheme,
+    Dtype,
+    Frozen,
+    Granularity,
+    QuantScheme,
+    WeightDtype,
+    WeightScheme,
+)
+
+Calibration = Annotated[str, Field(pattern=f"^({CALIBRATION_PATTERN})$")]
+QUANTIZE = "quantize"
+
+
+class SpaceSpec(Frozen):
+    """A space before it meets a model: the values that every layer may take, crossed with each other."""
+
+    name: str = "custom"
+    summary: str = ""
+    activations: Annotated[tuple[Dtype, ...], Field(min_length=1)] = ("u8",)
+    weights: Annotated[tuple[WeightDtype, ...], Field(min_length=1)] = ("s8",)
+    granularities: Annotated[tuple[Granularity, ...], Field(min_length=1)] = ("tensor", "channel")
+    activation_symmetric: Annotated[tuple[bool, ...], Field(min_length=1)] = (False,)
+    weight_symmetric: Annotated[tuple[bool, ...], Field(min_length=1)] = (True,)
+    calibrations: Annotated[tuple[Calibration, ...], Field(min_length=1)] = ("minmax", "p99.9", "p99.99", "p99.999", "kl", "mse")
+    operators: bool = True
+    """Quantize Add, Mul, … between quantized layers too (one choice per operator type)."""
+    accelerated_only: bool = False
+    """Keep only what the processor at hand accelerates."""
+
+    def schemes(self, has_weight: bool, reads_float: bool) -> Iterator[QuantScheme]:
+        """Every combination for one kind of node, in a fixed order."""
+        activations: list[ActivationScheme | None] = [
+            ActivationScheme(dtype=d, symmetric=s, calibration=c)
+            for d, s, c in product(self.activations, self.activation_symmetric, self.calibrations)
+        ]
+        weights: list[WeightScheme | None] = [
+            WeightScheme(dtype=d, symmetric=s, granularity=g) for d, s, g in product(self.weights, self.weight_symmetric, self.granularities)
+        ]
+        for activation, weight in product([None] if reads_float else activations, weights if has_weight else [None]):
+            yield QuantScheme(activation=activation, weight=weight)
+
+
+class Candidate(Frozen):
+    """A layer, or all operators of one type together, that could be compressed; the model's part in resolving a space."""
+
+    name: str
+    op: str
+    has_weight: bool
+    input: str = ""
+    """The activation it reads: layers that read the same one share its range."""
+
+
+class LayerChoices(Frozen):
+    """What one layer (or operator type) may be."""
+
+    name: str
+    op: str
+    input: str
+    options: tuple[str, ...]
+
+    @property
+    def domain(self) -> Choice:
+        return Choice(self.options)
+
+
+class Refusal(Frozen):
+    """Options that were left out of a space, and why."""
+
+    op: str
+    options: int
+    why: str
+
+
+class SearchSpace(Frozen):
+    """The choices of every layer of one model on one runtime. The parameter of a layer is named after it."""
+
+    name: str
+    layers: tuple[LayerChoices, ...]
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many assignments there are."""
+        total = 1
+        for layer in self.layers:
+            total *= layer.domain.size
+        return total
+
+    @cached_property
+    def by_name(self) -> dict[str, LayerChoices]:
+        return {layer.name: layer for layer in self.layers}
+
+    def decode(self, assignment: Mapping[str, Scalar]) -> dict[str, dict[str, Scalar]]:
+        """What the assignment means: {layer: {step: choice}}, in one canonical form.
+
+        Layers that read the same tensor get the activation scheme of the first of them that is quantized, because a tensor
+        has one range: assignments that differ only there decode to the same choices, and so to one plan.
+        ValueError names a layer that is not in the space or a value that it may not take."""
+        for name, value in assignment.items():
+            layer = self.by_name.get(name)
+            if layer is None:
+                raise ValueError(f"the space '{self.name}' has no layer '{name}'; it has {len(self.layers)}, see `tuner spaces --model`")
+            if value not in layer.domain:
+                raise ValueError(f"layer '{name}' may not be '{value}'; it may be {', '.join(layer.options)}")
+        owner: dict[str, ActivationScheme] = {}
+        decoded: dict[str, dict[str, Scalar]] = {}
+        for layer in self.layers:
+            choice = str(assignment.get(layer.name, FLOAT))
+            if choice == FLOAT:
+                continue
+            scheme = QuantScheme.parse(choice)
+            if scheme.activation is not None and layer.input:
+                shared = owner.setdefault(layer.input, scheme.activation)
+                scheme = QuantScheme(activation=shared, weight=scheme.weight)
+            decoded[layer.name] = {QUANTIZE: scheme.name}
+        return decoded
+
+    def encode(self, choices: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
+        """The assignment that decodes to `choices`: one value per layer."""
+        return {layer.name: choices.get(layer.name, {}).get(QUANTIZE, FLOAT) for layer in self.layers}
+
+
+def resolve(spec: SpaceSpec, candidates: Iterable[Candidate], target: RuntimeTarget, processor: Processor) -> SearchSpace:
+    """The space of one model: every combination of `spec` that the runtime allows, for every candidate. Float comes first."""
+    layers, refused = [], {}
+    for candidate in candidates:
+        if not candidate.has_weight and not spec.operators:
+            continue
+        options = [FLOAT]
+        reads_float = candidate.has_weight and FLOAT in target.layers[candidate.op].activation
+        for scheme in spec.schemes(candidate.has_weight, reads_float):
+            why = target.refusal(candidate.op, scheme) or _not_accelerated(spec, target, processor, candidate.op, scheme)
+            if why is None:
+                options.append(scheme.name)
+            else:
+                refused[candidate.op, why] = refused.get((candidate.op, why), 0) + 1
+        if len(options) > 1:
+            layers.append(LayerChoices(name=candidate.name, op=candidate.op, input=candidate.input, options=tuple(options)))
+    reasons = tuple(Refusal(op=op, options=count, why=why) for (op, why), count in refused.items())
+    return SearchSpace(name=spec.name, layers=tuple(layers), refused=reasons)
+
+
+def _not_accelerated(spec: SpaceSpec, target: RuntimeTarget, processor: Processor, op: str, scheme: QuantScheme) -> str | None:
+    if not spec.accelerated_only or scheme.activation is None:
+        return None
+    if not target.has_kernel(op, scheme):
+        return f"{target.runtime} has no integer kernel for {op} with {dtype_pair(scheme)}"
+    head = cast(str, scheme.activation.dtype)
+    if scheme.weight is not None and dtype_pair(scheme) not in processor.accelerated:
+        return f"{processor.name} does not accelerate {dtype_pair(scheme)}"
+    if scheme.weight is None and not any(pair.startswith(f"{head}/") for pair in processor.accelerated):
+        return f"{processor.name} does not accelerate {head}"
+    return None

@@ -1,0 +1,204 @@
+"""The direction of imports, read from the syntax trees: search_spaces ← tuner ← server, and an order within each.
+
+Imports inside functions, under TYPE_CHECKING and through `importlib.import_module("…")` count like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("search_spaces", "tuner", "server")
+
+# `a.b.*` means the package a.b with everything below it, `a.b` that module alone.
+BASE = {"search_spaces.*", "tuner.errors", "tuner.registry"}
+WORDS = BASE | {"tuner.plan", "tuner.job", "tuner.results"}
+PARTS = WORDS | {"tuner.model.*", "tuner.data.*"}
+LOOP = PARTS | {"tuner.search.*", "tuner.evaluator", "tuner.executor"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "search_spaces": set(),
+    "search_spaces.domains": set(),
+    "search_spaces.schemes": {"search_spaces.domains"},
+    "search_spaces.capability": {"search_spaces.domains", "search_spaces.schemes"},
+    "search_spaces.space": {"search_spaces.domains", "search_spaces.schemes", "search_spaces.capability"},
+    "search_spaces.presets": {"search_spaces.domains", "search_spaces.schemes", "search_spaces.capability", "search_spaces.space"},
+    "tuner": WORDS | {"tuner.api"},
+    "tuner.errors": set(),
+    "tuner.registry": {"tuner.errors"},
+    "tuner.plan": BASE,
+    "tuner.job": BASE,
+    "tuner.results": BASE,
+    "tuner.model.*": WORDS,
+    "tuner.data.*": WORDS,
+    "tuner.compress.*": PARTS,
+    "tuner.measure.*": PARTS,
+    "tuner.search.*": PARTS,
+    "tuner.evaluator": PARTS | {"tuner.compress.*", "tuner.measure.*"},
+    "tuner.worker": PARTS | {"tuner.evaluator"},
+    "tuner.executor": PARTS | {"tuner.evaluator", "tuner.worker"},
+    "tuner.study": LOOP,
+    "tuner.export": LOOP | {"tuner.study"},
+    "tuner.report": LOOP | {"tuner.study"},
+    "tuner.api": LOOP | {"tuner.study", "tuner.export", "tuner.report"},
+    "tuner.demo": LOOP | {"tuner.study", "tuner.export", "tuner.report", "tuner.api"},
+    "server": set(),
+    "server.store.*": WORDS | {"tuner.study"},
+    "server.cli": {"search_spaces.*", "tuner.*", "server.*"},
+}
+
+# Libraries that are slow to import or that one part alone should know, and who may import them.
+HEAVY: dict[str, set[str]] = {
+    "onnx": {"tuner.*", "server.cli"},
+    "onnxruntime": {"tuner.measure.runtime", "tuner.compress.quantization.collect", "tuner.compress.quantization.qdq"},
+    "onnxscript": {"tuner.model.from_torch*"},
+    "optuna": {"tuner.search.*"},
+    "pyarrow": {"tuner.data.*"},
+    "scipy": {"tuner.*"},
+    "sklearn": {"tuner.demo"},
+    "sqlalchemy": {"server.store.*"},
+    "torch": {"tuner.model.from_torch*", "tuner.model.torch_*", "tuner.data.metrics", "tuner.demo", "tuner.api"},
+    "torchmetrics": {"tuner.data.metrics"},
+}
+
+FILE_LINES = 400
+FUNCTION_LINES = 50
+
+
+def covers(pattern: str, module: str) -> bool:
+    return fnmatchcase(module, pattern) or pattern == f"{module}.*"
+
+
+def row_of(module: str) -> str | None:
+    """The most exact row of MAY_IMPORT for a module; None where it has none."""
+    return max((row for row in MAY_IMPORT if covers(row, module)), key=len, default=None)
+
+
+def module_files() -> dict[str, Path]:
+    """Every module of the three packages with its file."""
+    files = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+
+
+def imports(tree: ast.AST, package: str, known: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of each import; `from a import b` gives a.b where that is a module in `known`.
+
+    package: the package that relative imports count from."""
+    modules = set(known)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = absolute(node, package)
+            for full in (f"{source}.{alias.name}" for alias in node.names):
+                yield node.lineno, full if full in modules else source
+        elif isinstance(node, ast.Call) and (name := imported_by_call(node)):
+            yield node.lineno, name
+
+
+def absolute(node: ast.ImportFrom, package: str) -> str:
+    if not node.level:
+        return node.module or ""
+    parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join([*parents, *([node.module] if node.module else [])])
+
+
+def imported_by_call(node: ast.Call) -> str | None:
+    """The name that a call of import_module or __import__ with a literal imports."""
+    function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    literal = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+    return literal if function in ("import_module", "__import__") and isinstance(literal, str) else None
+
+
+def forbidden(module: str, imported: str) -> str | None:
+    """Why `module` must not import `imported`; None where it may."""
+    top = imported.partition(".")[0]
+    if top in PACKAGES:
+        row = row_of(module) or module
+        may = MAY_IMPORT.get(row, set())
+        if any(covers(pattern, imported) for pattern in {row, *may}):
+            return None
+        return f"may import only {', '.join(sorted(may)) or 'nothing of ours'}"
+    homes = HEAVY.get(top)
+    if homes is None or any(covers(home, module) for home in homes):
+        return None
+    return f"{top} belongs to {', '.join(sorted(homes))}"
+
+
+def breaches(sources: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Every forbidden import of {module: (its package, its source)}, one sentence each."""
+    found = []
+    for module, (package, source) in sources.items():
+        if row_of(module) is None:
+            found.append(f"{module} has no row: add it to MAY_IMPORT in tests/test_layering.py, beside the modules of its block")
+            continue
+        for line, imported in imports(ast.parse(source), package, sources):
+            if reason := forbidden(module, imported):
+                found.append(f"{module}:{line} imports {imported}, but {reason}")
+    return found
+
+
+def project_sources() -> dict[str, tuple[str, str]]:
+    files = module_files()
+    package = {name: name if path.name == "__init__.py" else name.rpartition(".")[0] for name, path in files.items()}
+    return {name: (package[name], path.read_text(encoding="utf-8")) for name, path in files.items()}
+
+
+def test_every_import_points_upwards() -> None:
+    assert "\n".join(breaches(project_sources())) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("search_spaces.space", "import tuner.errors", "imports tuner.errors"),
+        ("tuner.job", "from server import store", "imports server.store"),
+        ("tuner.compress.fusion", "def f():\n    from tuner.measure import latency", "tuner.compress.fusion:2 imports tuner.measure"),
+        ("tuner.measure.latency", "from ..compress import fusion", "imports tuner.compress.fusion"),
+        ("tuner.search.base", "import importlib\nimportlib.import_module('tuner.compress.fusion')", "tuner.search.base:2"),
+        ("tuner.study", "if TYPE_CHECKING:\n    from tuner import worker", "tuner.study:2"),
+        ("tuner.evaluator", "import torch.nn as nn", "torch belongs to"),
+        ("search_spaces.schemes", "import onnx", "onnx belongs to"),
+        ("server.store.tables", "from optuna import trial", "optuna belongs to tuner.search.*"),
+        ("tuner.novelty", "", "tuner.novelty has no row: add it to MAY_IMPORT in tests/test_layering.py"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str, complaint: str) -> None:
+    known = ("server.store", "tuner.measure", "tuner.compress.fusion", "tuner.worker")
+    sources = {module: (module.rpartition(".")[0], source)} | {name: (name, "") for name in known if name != module}
+    found = breaches(sources)
+    assert len(found) == 1
+    assert complaint in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tuner.compress.quantization.qdq", "from tuner.compress.fusion import fuse\nfrom onnxruntime.quantization import QDQQuantizer"),
+        ("tuner.model.torch_view", "import torch\nfrom . import graph"),
+        ("tuner.evaluator", "from tuner.compress import fusion\nfrom tuner.measure import runtime"),
+        ("server.cli", "from tuner.compress import fusion\nimport server.store, json, typer"),
+    ],
+)
+def test_a_right_import_passes(module: str, source: str) -> None:
+    assert breaches({module: (module.rpartition(".")[0], source)}) == []
+
+
+def test_no_file_is_too_long() -> None:
+    folders = (*PACKAGES, "tests", "benchmarks", "examples")
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    assert {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > FILE_LINES} == {}
+
+
+def test_no_function_is_too_long() -> None:
+    long = []
+    for name, path in module_files().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > FUNCTION_LINES:
+                long.append(f"{name}.{node.name}")
+    assert long == []

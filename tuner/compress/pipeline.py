@@ -1,0 +1,112 @@
+"""Compression: a plan and the calibration statistics in, a graph out.
+
+Two halves. `resolve` turns a decision into numbers (it needs statistics), `build` turns the numbers into a graph (it needs
+none). A trial does both; replaying a plan does only the second."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import onnx
+
+from search_spaces.capability import RuntimeTarget
+from search_spaces.schemes import ActivationScheme, QuantScheme
+from tuner.compress.fusion import prepare
+from tuner.compress.quantization.affine import choose_scale
+from tuner.compress.quantization.placement import QuantizedTensor, place
+from tuner.compress.quantization.qdq import WeightCache, weight_axis, write_quantized
+from tuner.compress.quantization.ranges import estimate_range
+from tuner.compress.quantization.statistics import TensorStatistics
+from tuner.errors import PlanError
+from tuner.model.graph import Model, serialize
+from tuner.model.layers import weight_of
+from tuner.plan import QUANTIZE, AppliedPlan, CompressionPlan, LayerQuant, TensorQuant, WeightQuant
+
+KNOWN_STEPS = (QUANTIZE,)
+
+
+class Compressor:
+    """Applies plans to one model. Ranges and quantized weights are computed once and kept."""
+
+    def __init__(
+        self, original: Model, prepared: Model, statistics: Mapping[str, TensorStatistics], target: RuntimeTarget, data_sha256: str = ""
+    ) -> None:
+        self.original, self.prepared, self.statistics, self.target = original, prepared, statistics, target
+        self.data_sha256 = data_sha256
+        self._weights = WeightCache()
+        self._ranges: dict[tuple[str, ActivationScheme], tuple[float, float]] = {}
+
+    def resolve(self, plan: CompressionPlan) -> AppliedPlan:
+        """Every number that applying `plan` needs. PlanError names a step or layer that is not known."""
+        check_steps(plan)
+        choices = {name: QuantScheme.parse(str(value)) for name, value in plan.layers(QUANTIZE).items()}
+        placement = place(self.prepared, choices, self.target)
+        idle = [name for name in choices if not name.startswith("op:") and name not in placement.nodes]
+        if idle:
+            raise PlanError(f"the plan quantizes '{idle[0]}', which is no quantizable layer of this model; see `tuner inspect`")
+        return AppliedPlan(
+            plan=plan,
+            model_sha256=self.original.sha256,
+            data_sha256=self.data_sha256,
+            tensors={name: self._tensor(tensor) for name, tensor in placement.tensors.items()},
+            layers={name: self._layer(name, scheme) for name, scheme in placement.nodes.items()},
+        )
+
+    def build(self, applied: AppliedPlan) -> bytes:
+        """The compressed model's file. The plan that leaves everything alone gives the original's bytes."""
+        return _build(self.original, self.prepared, applied, self._weights)
+
+    def range_of(self, tensor: str, scheme: ActivationScheme) -> tuple[float, float]:
+        """The calibrated range (low, high) of a tensor under a scheme."""
+        key = (tensor, scheme)
+        if key not in self._ranges:
+            statistics = self.statistics.get(tensor)
+            if statistics is None:
+                raise PlanError(f"tensor '{tensor}' was not observed during calibration, so it has no range; calibrate again")
+            self._ranges[key] = estimate_range(statistics, scheme.calibration, scheme.dtype, scheme.symmetric)
+        return self._ranges[key]
+
+    def _tensor(self, tensor: QuantizedTensor) -> TensorQuant:
+        low, high = self.range_of(tensor.root, tensor.scheme)
+        scale, zero_point = choose_scale(low, high, tensor.scheme.dtype, tensor.scheme.symmetric)
+        return TensorQuant(dtype=tensor.scheme.dtype, scale=float(scale), zero_point=int(zero_point), readers=tensor.readers)
+
+    def _layer(self, name: str, scheme: QuantScheme) -> LayerQuant:
+        if scheme.weight is None:
+            return LayerQuant(scheme=scheme.name)
+        node = self.prepared.nodes[name]
+        weight = weight_of(self.prepared, node)
+        if weight is None:
+            raise PlanError(f"layer '{name}' has no weight to quantize with {scheme.name}")
+        axis = weight_axis(node, len(self.prepared.initializers[weight].dims)) if scheme.weight.granularity == "channel" else None
+        quant = WeightQuant(initializer=weight, dtype=scheme.weight.dtype, symmetric=scheme.weight.symmetric, axis=axis)
+        return LayerQuant(scheme=scheme.name, weight=quant)
+
+
+def replay(original: Model, applied: AppliedPlan) -> bytes:
+    """The file that `applied` made, again, from the original model alone. PlanError if it is not that model or the bytes differ."""
+    if original.sha256 != applied.model_sha256:
+        raise PlanError(
+            f"the plan was made for the model with SHA-256 {applied.model_sha256[:12]}…, got one with {original.sha256[:12]}…; give the original file"
+        )
+    check_steps(applied.plan)
+    data = _build(original, prepare(original), applied, WeightCache())
+    found = hashlib.sha256(data).hexdigest()
+    if applied.result_sha256 and found != applied.result_sha256:
+        raise PlanError(f"applying the plan gave SHA-256 {found[:12]}…, the plan promises {applied.result_sha256[:12]}…; was it edited?")
+    return data
+
+
+def check_steps(plan: CompressionPlan) -> None:
+    """PlanError if a step is not known."""
+    for step in plan.steps:
+        if step.name not in KNOWN_STEPS:
+            raise PlanError(f"the plan has the step '{step.name}', which this version does not know; known: {', '.join(KNOWN_STEPS)}")
+
+
+def _build(original: Model, prepared: Model, applied: AppliedPlan, weights: WeightCache) -> bytes:
+    if applied.plan.identity:
+        return original.data
+    proto: onnx.ModelProto = write_quantized(prepared, applied, weights)
+    return serialize(proto)

@@ -1,0 +1,1 @@
+"""From calibration statistics to integers: affine arithmetic, streaming statistics and range estimators."""

@@ -1,0 +1,195 @@
+"""The job: everything that has to be known before the work starts. The YAML file, the request body and the worker's input
+are this one type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from search_spaces.schemes import Frozen
+from search_spaces.space import SpaceSpec
+from tuner.errors import InputError, JobError, unknown_name
+
+COSTS = ("latency", "size", "compressed_size", "macs", "params", "peak_memory")
+"""Objectives that are not metrics. All of them are to be made small."""
+
+COST_METRICS = ("latency_ms", "size_bytes", "compressed_size_bytes", "macs", "params", "peak_memory_bytes")
+"""What a constraint may limit beside the job's metrics."""
+
+
+class DataRef(Frozen):
+    """Some rows of one data source."""
+
+    file: str
+    rows: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] | None = None
+    """Half-open [first, end); left out: all rows."""
+    target: str = "labels"
+    """The array that holds the labels."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DataRef:
+        if self.rows is not None and self.rows[0] >= self.rows[1]:
+            raise ValueError(f"rows must be [first, end) with first < end, got {list(self.rows)}; the split would be empty")
+        return self
+
+
+class DataSpec(Frozen):
+    """The four roles. Calibration left out: the first 512 rows of training; without training, of validation."""
+
+    validation: DataRef
+    calibration: DataRef | None = None
+    training: DataRef | None = None
+    holdout: DataRef | None = None
+
+    def roles(self) -> dict[str, DataRef]:
+        """The roles that are named, in a fixed order."""
+        named = {"calibration": self.calibration, "training": self.training, "validation": self.validation, "holdout": self.holdout}
+        return {role: ref for role, ref in named.items() if ref is not None}
+
+
+class Constraint(Frozen):
+    """Either a drop from the original (`max_drop`) or a limit (`at_least`, `at_most`)."""
+
+    metric: str
+    max_drop: Annotated[float, Field(ge=0)] | None = None
+    relative: bool = False
+    at_least: float | None = None
+    at_most: float | None = None
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Constraint:
+        given = [name for name in ("max_drop", "at_least", "at_most") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a constraint needs exactly one of max_drop, at_least, at_most, got {' and '.join(given) or 'none'}")
+        if self.relative and self.max_drop is None:
+            raise ValueError("relative: true goes with max_drop only; a limit is always absolute")
+        if self.relative and self.max_drop is not None and self.max_drop >= 1:
+            raise ValueError(f"a relative max_drop is a fraction below 1 (0.01 is one per cent), got {self.max_drop}")
+        return self
+
+    def sentence(self) -> str:
+        """The constraint as one would say it."""
+        sure = f", with {self.confidence:.0%} confidence" if self.confidence else ""
+        if self.max_drop is not None:
+            amount = f"{self.max_drop:.3g} of its value" if self.relative else f"{self.max_drop:.3g}"
+            return f"{self.metric} may get worse by at most {amount}{sure}"
+        bound, word = (self.at_least, "at least") if self.at_least is not None else (self.at_most, "at most")
+        return f"{self.metric} must be {word} {bound:g}{sure}"
+
+
+class Budget(Frozen):
+    """When to stop searching. Whichever is reached first ends the search; certification and export follow."""
+
+    trials: Annotated[int, Field(ge=1, le=100_000)] = 60
+    seconds: Annotated[float, Field(gt=0)] = 900.0
+    parallel: Annotated[int, Field(ge=1, le=256)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads for scoring accuracy (latency always uses `target.threads`); left out: the machine's cores shared by `parallel`."""
+    trial_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Wall clock of one trial; a trial that takes longer is recorded as failed."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Address space that one worker may add to what it starts with; left out: no limit."""
+
+
+class Target(Frozen):
+    """Where the model will run."""
+
+    runtime: str = "onnxruntime-cpu"
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+class JobSpec(Frozen):
+    """Everything a job needs and nothing it finds out."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,99}$")] = "job"
+    model: str
+    data: DataSpec
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("auto",)
+    """`auto`: top1 where there are labels, agreement with the original where there are none."""
+    constraints: Annotated[tuple[Constraint, ...], Field(min_length=1)]
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] = ("latency",)
+    space: str | SpaceSpec = "int8"
+    strategy: str = "auto"
+    budget: Budget = Budget()
+    stop: Literal["budget", "first"] = "budget"
+    early_stopping: bool = True
+    """End a trial as soon as an anytime-valid bound decides its verdict."""
+    target: Target = Target()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> JobSpec:
+        for field in ("metrics", "objectives"):
+            values = getattr(self, field)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field} must not repeat a name, got {list(values)}")
+        return self
+
+
+def load_job(path: Path) -> JobSpec:
+    """Read a job file. Paths in it count from the file's own folder.
+
+    Raises JobError for a missing file, YAML that does not parse or a job that breaks a rule."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"the job file {path} cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML job file") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise JobError(f"the job file {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise JobError(f"the job file {path} must hold a mapping with at least model, data and constraints, got {type(raw).__name__}")
+    return _anchor(parse_job(raw), path.parent)
+
+
+def parse_job(raw: dict[str, Any]) -> JobSpec:
+    """The typed job, or a JobError that names each field, its value, the rule and the nearest known key."""
+    try:
+        return JobSpec.model_validate(raw)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors(include_url=False, include_context=False)]
+        raise JobError("; ".join(problems), field=".".join(map(str, error.errors()[0]["loc"]))) from error
+
+
+def _problem(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "job"
+    if item["type"] == "extra_forbidden":
+        return f"{where}: {unknown_name('key', str(item['loc'][-1]), _known_keys(item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"{where} is missing; every job needs it"
+    shown = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown if 'got' not in item['msg'] else ''}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys that the model at `location` knows."""
+    model: type[BaseModel] = JobSpec
+    for part in location:
+        nested = {"data": DataSpec, "constraints": Constraint, "budget": Budget, "target": Target, "space": SpaceSpec, "SpaceSpec": SpaceSpec}
+        nested |= dict.fromkeys(("calibration", "training", "validation", "holdout"), DataRef)
+        model = nested.get(part, model)
+    return list(model.model_fields)
+
+
+def _anchor(job: JobSpec, folder: Path) -> JobSpec:
+    """The job with every relative path made absolute from `folder`."""
+
+    def absolute(name: str) -> str:
+        return str((folder / Path(name).expanduser()).resolve())
+
+    data = {role: ref.model_copy(update={"file": absolute(ref.file)}) for role, ref in job.data.roles().items()}
+    return job.model_copy(update={"model": absolute(job.model), "data": job.data.model_copy(update=data)})
+
+
+__all__ = ["COSTS", "COST_METRICS", "Budget", "Constraint", "DataRef", "DataSpec", "InputError", "JobSpec", "Target", "load_job", "parse_job"]

@@ -1,0 +1,187 @@
+"""What was measured, judged and recorded."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from search_spaces.domains import Scalar
+from search_spaces.schemes import Frozen
+
+Assignment = dict[str, Scalar]
+Direction = Literal["higher", "lower"]
+Decision = Literal["met", "missed", "undecided"]
+
+
+class Measurement(Frozen):
+    """One number with its doubt."""
+
+    metric: str
+    value: float
+    unit: str = ""
+    direction: Direction = "higher"
+    stderr: float | None = None
+    samples: int = 1
+    seconds: float = 0.0
+    target: str = ""
+
+
+class Interval(Frozen):
+    """A point estimate and its bounds at the given confidence."""
+
+    value: float
+    lower: float
+    upper: float
+    confidence: float = 0.95
+
+    def contains(self, number: float) -> bool:
+        return self.lower <= number <= self.upper
+
+
+class Verdict(Frozen):
+    """How one constraint was judged. `drop` is how much worse than the original, in the unit of the constraint (a limit's
+    drop is its distance to the limit); `violation <= 0` is feasible."""
+
+    metric: str
+    drop: float
+    lower: float
+    upper: float
+    confidence: float
+    decision: Decision
+    violation: float
+    split: Literal["validation", "holdout"] = "validation"
+    samples: int = 0
+    rule: str = ""
+
+
+class TrialState(StrEnum):
+    """An infeasible trial is complete; stopped means that its verdict was certain before all rows were seen."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINISHED = (TrialState.COMPLETE, TrialState.STOPPED, TrialState.FAILED)
+
+
+class TrialFailure(Frozen):
+    """Why a trial broke: the error's type, its message and the step it happened in."""
+
+    type: str
+    message: str
+    step: str
+
+
+class TrialResult(Frozen):
+    """One row of the history."""
+
+    number: int
+    state: TrialState
+    assignment: Assignment
+    plan_digest: str
+    measurements: dict[str, Measurement] = Field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    speedup: Interval | None = None
+    notes: tuple[str, ...] = ()
+    error: TrialFailure | None = None
+    artefact: str | None = None
+    timings: dict[str, float] = Field(default_factory=dict)
+    """Seconds per step."""
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    @property
+    def violation(self) -> float | None:
+        """The worst violation over all constraints; None where nothing was judged."""
+        return max((v.violation for v in self.verdicts), default=None)
+
+    @property
+    def feasible(self) -> bool:
+        """True where every constraint was judged and none is violated."""
+        return self.violation is not None and self.violation <= 0 and self.state != TrialState.FAILED
+
+    def value(self, metric: str) -> float | None:
+        measurement = self.measurements.get(metric)
+        return None if measurement is None else measurement.value
+
+
+class Drop(Interval):
+    """How much worse than the original, in the unit of the first constraint (a fraction of the baseline if that is relative)."""
+
+    split: Literal["validation", "holdout"] = "holdout"
+
+
+class Baseline(Frozen):
+    """The original model, measured on the holdout from the file on disk."""
+
+    measurements: dict[str, Measurement]
+
+
+class Outcome(Baseline):
+    """One finalist, measured on the holdout from the file on disk."""
+
+    trial: int
+    plan_digest: str
+    drop: Drop
+    speedup: Interval
+    """Latency of the original over latency of this model, from interleaved blocks."""
+    size_ratio: float
+    verdict: Decision
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...] = ()
+    layers: dict[str, str] = Field(default_factory=dict)
+    """The scheme of every layer that was compressed."""
+    file: str = ""
+
+
+class SensitivityRow(Frozen):
+    """What quantizing one layer alone does to the model's output, and what it costs or saves."""
+
+    layer: str
+    op: str
+    scheme: str
+    divergence: float
+    """Mean squared change of the model's output, relative to the output's variance."""
+    params: int = 0
+    macs: int | None = None
+    float_ms: float | None = None
+    scheme_ms: float | None = None
+
+
+class JobResult(Frozen):
+    """result.json: what a finished job found."""
+
+    job_id: str
+    name: str
+    state: Literal["succeeded", "cancelled", "failed"]
+    feasible: bool
+    seconds: float
+    summary: str
+    """The verdict in one sentence."""
+    stop_reason: str
+    trials: dict[str, int]
+    """How many trials ended in each state."""
+    finalists_tried: int = 0
+    """How many candidates were shown to the holdout; the confidence is corrected for it."""
+    baseline: Baseline
+    best: Outcome
+    pareto: tuple[Outcome, ...] = ()
+    rows: dict[str, int] = Field(default_factory=dict)
+    """Rows per data role, after overlap was taken out of the holdout."""
+    rows_needed: int | None = None
+    """How many holdout rows could certify the constraint at its confidence; None where the rows at hand can."""
+    notes: tuple[str, ...] = ()
+    blame: tuple[str, ...] = ()
+    """Layers that cost the most accuracy, worst first; filled where the target was missed."""
+    advice: tuple[str, ...] = ()
+    phases: dict[str, float] = Field(default_factory=dict)
+    """Seconds per phase."""
+    environment: dict[str, str] = Field(default_factory=dict)
