@@ -156,6 +156,28 @@ class SensitivityRow(Frozen):
     scheme_ms: float | None = None
 
 
+class Findings(Frozen):
+    """What is known about a model before the first trial; the search predicts from it."""
+
+    sensitivity: tuple[SensitivityRow, ...]
+    """One row per layer: its reference scheme alone."""
+    damage: dict[str, dict[str, float]]
+    """{layer: {option: predicted divergence}}; harms of layers add up."""
+    latency_ms: dict[str, dict[str, float]]
+    """{layer: {option: milliseconds}} on the target, `float` among the options."""
+    size_bytes: dict[str, dict[str, float]]
+    """{layer: {option: bytes in the file}}."""
+    fixed_ms: float
+    fixed_bytes: float
+    links: tuple[tuple[str, str, float], ...] = ()
+    """(layer, layer, milliseconds) of the conversion between two layers of which one is in float."""
+    discordance: float = 0.0
+    """Share of rows on which the original and the model with every layer at its reference scheme differ in being right (or, for
+    other metrics, the mean size of a row's drop)."""
+    macs: int = 0
+    params: int = 0
+
+
 class JobResult(Frozen):
     """result.json: what a finished job found."""
 

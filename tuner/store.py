@@ -202,7 +202,8 @@ def from_json(kind: type[Value], text: str, what: str) -> Value:
         return kind.model_validate_json(text)
     except ValidationError as error:
         raise StorageError(
-            f"{what} cannot be read back: {_reason(error)}. It was written by another version of Accutune: use that one, or start a new job."
+            f"{what} cannot be read back: {_reason(error)}. "
+            "It was written by another version of Accutune: go on with that one, or start a new job."
         ) from error
 
 

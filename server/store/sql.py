@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, case, create_engine, event, insert, literal, make_url, select, update
+from sqlalchemy import URL, ColumnElement, Engine, case, create_engine, event, insert, make_url, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
@@ -153,8 +153,11 @@ class SqlTrialStore:
                 return
             more = page.where(TrialRow.number > rows[-1].number)
 
-    def _update_job(self, job_id: str, condition: Any = None, **values: Any) -> bool:
-        ...
+    def _update_job(self, job_id: str, *conditions: ColumnElement[bool], **values: Any) -> bool:
+        """True where the job is there and every condition held."""
+        change = update(JobRow).where(JobRow.job_id == job_id, *conditions).values(updated_at=self._now(), **values)
+        with self._guard(f"changing job '{job_id}'"), self._engine.begin() as connection:
+            return connection.execute(change).rowcount == 1
 
     def _require(self, job_id: str) -> None:
         self.cancel_requested(job_id)
@@ -169,3 +172,43 @@ class SqlTrialStore:
             if code not in REMEDIES:
                 raise
             raise StorageError(f"{doing} failed: {error.orig} ({self._path}). {REMEDIES[code]}") from error
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file. Signs that mean something in a URL are escaped; an f-string would open another file."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _database_path(url: str) -> str:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StorageError(f"the job store '{url}' is not a URL; write sqlite:///path/to/file.db") from error
+    if parsed.drivername != "sqlite":
+        raise StorageError(f"the job store must be a SQLite file, got '{parsed.render_as_string()}'; write sqlite:///path/to/file.db")
+    if parsed.database in (None, "", ":memory:") or parsed.query:
+        raise StorageError(f"the job store must be the path of a file and nothing else, got '{url}'; write sqlite:///path/to/file.db")
+    return str(parsed.database)
+
+
+def _engine(path: str) -> Engine:
+    engine = create_engine(URL.create("sqlite", database=path))
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
+        for pragma in PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def _columns(trial: TrialResult) -> dict[str, Any]:
+    """What a trial can be listed, sorted and filtered by."""
+    return {
+        "state": trial.state,
+        "plan_digest": trial.plan_digest,
+        "feasible": trial.feasible,
+        "violation": trial.violation,
+        "speedup": trial.speedup.value if trial.speedup else None,
+        "size_bytes": trial.value("size_bytes"),
+    }

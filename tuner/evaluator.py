@@ -1,0 +1,343 @@
+"""One plan in, one TrialResult out. The only place that sees both how models are compressed and how they are measured."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.capability import RuntimeTarget, load_target
+from search_spaces.presets import load_preset
+from search_spaces.space import SearchSpace, resolve
+from tuner.compress.fusion import prepare
+from tuner.compress.pipeline import Compressor
+from tuner.compress.quantization import statistics as stored_statistics
+from tuner.compress.quantization.collect import block_rows, collect, exposing
+from tuner.compress.quantization.placement import candidates, observed_tensors
+from tuner.compress.quantization.statistics import TensorStatistics
+from tuner.data.dataset import Dataset, InputInfo
+from tuner.data.metrics import Metric, resolve_metric
+from tuner.data.roles import Roles, open_roles
+from tuner.errors import JobError, TrialError
+from tuner.job import Constraint, JobSpec
+from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, score
+from tuner.measure.footprint import compressed_size
+from tuner.measure.judge import Allowance, allowance, drop_interval, is_cost, judge_cost, judge_drop, judge_early
+from tuner.measure.latency import Latency, alone, compare_latency, computing
+from tuner.measure.runtime import Session, float_weights, processor_features
+from tuner.measure.statistics import bootstrap_bound
+from tuner.model.graph import Model
+from tuner.model.layers import LayerInfo, layer_table, total_macs
+from tuner.plan import AppliedPlan, CompressionPlan
+from tuner.results import Assignment, Interval, Measurement, TrialResult, TrialState, Verdict
+
+EARLY_ALPHA = 0.05
+"""Chance that ending a trial early gives another verdict than scoring all rows would, per direction."""
+TRIAL_RESAMPLES = 200
+
+
+class Evaluator:
+    """Everything that judging plans for one job needs, loaded when first used and kept. `cache` is a folder for what can be
+    read back after a restart."""
+
+    def __init__(self, job: JobSpec, cache: Path, between: Callable[[], None] = lambda: None) -> None:
+        self.job, self.cache = job, cache
+        self.between = between
+        """Called between blocks of work; may raise to end it."""
+        cache.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def model(self) -> Model:
+        return Model.load(self.job.model)
+
+    @cached_property
+    def prepared(self) -> Model:
+        return prepare(self.model)
+
+    @cached_property
+    def target(self) -> RuntimeTarget:
+        return load_target(self.job.target.runtime)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The job's space for this model. JobError where nothing in the model can be compressed."""
+        spec = load_preset(self.job.space) if isinstance(self.job.space, str) else self.job.space
+        space = resolve(spec, candidates(self.prepared, self.target), self.target, self.target.processor(processor_features()))
+        if not any(layer.options for layer in space.layers):
+            kinds = ", ".join(self.target.layers)
+            raise JobError(
+                f"model {self.job.model} has no layer that the space '{space.name}' can compress; it needs at least one of {kinds} with a float weight",
+                field="space",
+            )
+        return space
+
+    @cached_property
+    def roles(self) -> Roles:
+        inputs = [InputInfo(i.name, i.dtype, i.shape) for i in self.model.inputs]
+        return open_roles(self.job.data, inputs, self.cache, self.job.seed)
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The job's metrics, then those that only constraints or objectives name."""
+        labels = self.roles.validation.has_labels
+        asked = [resolve_metric(name, labels) for name in self.job.metrics]
+        for constraint in self.job.constraints:
+            if not is_cost(constraint) and constraint.metric not in {m.name for m in asked}:
+                asked.append(resolve_metric(constraint.metric, labels))
+        return asked
+
+    @cached_property
+    def layers(self) -> list[LayerInfo]:
+        """The layer table for rows of the shape that the data has."""
+        row = self.roles.validation.batch(np.arange(1))
+        return layer_table(self.prepared, {name: array.shape for name, array in row.items()})
+
+    @cached_property
+    def macs(self) -> int:
+        return total_macs(self.layers)
+
+    @cached_property
+    def threads(self) -> int:
+        """Threads for everything but latency."""
+        if self.job.budget.threads is not None:
+            return self.job.budget.threads
+        return max(1, (os.cpu_count() or 1) // self.job.budget.parallel)
+
+    @cached_property
+    def fixed_batch(self) -> int | None:
+        return next((i.shape[0] for i in self.model.inputs if i.shape and i.shape[0] is not None), None)
+
+    def batch(self, dataset: Dataset) -> int:
+        return batch_rows(dataset, self.fixed_batch)
+
+    @cached_property
+    def baseline(self) -> Session:
+        """The original, for scoring."""
+        return Session(self.model.data, self.threads)
+
+    @cached_property
+    def timed_baseline(self) -> Session:
+        """The original, with the target's threads."""
+        return Session(self.model.data, self.job.target.threads)
+
+    @cached_property
+    def feed(self) -> dict[str, NDArray[Any]]:
+        """One batch of the target's size, made of calibration rows."""
+        size = self.fixed_batch or self.job.target.batch
+        return self.roles.calibration.batch(np.arange(size) % len(self.roles.calibration))
+
+    def split(self, name: str, dataset: Dataset) -> Split:
+        return open_split(name, dataset, first_output(self.baseline), self.batch(dataset), self.job.seed, self.cache)
+
+    @cached_property
+    def validation(self) -> Split:
+        return self.split("validation", self.roles.validation)
+
+    @cached_property
+    def data_digest(self) -> str:
+        return self.roles.calibration.digest()
+
+    @cached_property
+    def statistics(self) -> dict[str, TensorStatistics]:
+        """Of every tensor that some plan could quantize; one pass over the calibration rows, then read from the cache."""
+        path = self.cache / "statistics.npz"
+        if path.is_file():
+            return stored_statistics.load(path)
+        symmetric = any("-sym-" in option.split("/")[0] for layer in self.space.layers for option in layer.options)
+        names = observed_tensors(self.prepared, self.target, symmetric)
+        session = Session(exposing(self.prepared, names), self.threads)
+        found = collect(self.prepared, names, self._calibration_batches(session, names), self._quietly(session))
+        stored_statistics.save(path, found)
+        return found
+
+    def _calibration_batches(self, session: Session, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+        rows = self.roles.calibration
+        one = sum(array.nbytes for array in session.run(rows.batch(np.arange(self.fixed_batch or 1)), None))
+        size = self.fixed_batch or block_rows(one)
+        whole = len(rows) // size * size if self.fixed_batch else len(rows)
+        for first in range(0, whole or size, size):
+            self.between()
+            yield rows.batch(np.arange(first, min(first + size, len(rows))))
+
+    def _quietly(self, session: Session) -> Callable[[Mapping[str, NDArray[Any]], Sequence[str]], list[NDArray[Any]]]:
+        def run(feed: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
+            with computing():
+                return session.run(feed, names)
+
+        return run
+
+    @cached_property
+    def compressor(self) -> Compressor:
+        return Compressor(self.model, self.prepared, self.statistics, self.target, self.data_digest)
+
+    def allowances(self, split: Split) -> dict[str, tuple[Metric, Allowance]]:
+        """{metric: what its first constraint allows on this split}; costs have none."""
+        found: dict[str, tuple[Metric, Allowance]] = {}
+        for constraint in self.job.constraints:
+            if not is_cost(constraint):
+                metric = self.metric(constraint)
+                found[constraint.metric] = (metric, allowance(constraint, metric.direction, split.base_value(metric)))
+        return found
+
+    def metric(self, constraint: Constraint) -> Metric:
+        name = resolve_metric(constraint.metric, self.roles.validation.has_labels).name
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def build(self, plan: CompressionPlan, timings: dict[str, float]) -> tuple[AppliedPlan, bytes]:
+        """The applied plan with its digest, and the file's bytes."""
+        with step("resolve", timings):
+            applied = self.compressor.resolve(plan)
+        with step("build", timings):
+            data = self.compressor.build(applied)
+        return applied.model_copy(update={"result_sha256": hashlib.sha256(data).hexdigest()}), data
+
+    def evaluate(
+        self, number: int, plan: CompressionPlan, assignment: Assignment, *, aims: Mapping[str, float], measure_latency: bool, full: bool = False
+    ) -> TrialResult:
+        """Compress, load, score on validation, and where every constraint is met so far, time.
+
+        aims: {metric: largest drop on the whole validation set that counts as met}. full: score every row. Whatever breaks is
+        raised as TrialError with the step that broke; JobCancelled passes through."""
+        timings: dict[str, float] = {}
+        applied, data = self.build(plan, timings)
+        with step("session", timings):
+            session, notes = self.open(applied, data)
+        with step("accuracy", timings):
+            tests = [] if full or not self.job.early_stopping else self._tests(aims)
+            scored = score(self.validation, first_output(session), self.metrics, tests, self.between)
+            verdicts = self._verdicts(self.validation, scored, tests)
+        measurements = {m.name: measure(m, scored, self.validation, timings["accuracy"], self.job.target.name) for m in self.metrics}
+        measurements |= self.costs(data)
+        met = all(verdict.decision == "met" or verdict.violation <= 0 for verdict in verdicts)
+        latency = None
+        if measure_latency and met:
+            with step("latency", timings):
+                latency = self.time(session if self.threads == self.job.target.threads else Session(data, self.job.target.threads))
+            measurements["latency_ms"] = self._latency(latency.candidate_ms, latency)
+        verdicts += [judge_cost(c, measurements) for c in self.job.constraints if is_cost(c)]
+        stopped = not scored.complete and any(verdict.decision == "missed" for verdict in verdicts)
+        return TrialResult(
+            number=number,
+            state=TrialState.STOPPED if stopped else TrialState.COMPLETE,
+            assignment=assignment,
+            plan_digest=plan.digest(),
+            measurements=measurements,
+            verdicts=tuple(verdicts),
+            speedup=latency.ratio if latency else None,
+            notes=tuple(notes),
+            timings=timings,
+        )
+
+    def open(self, applied: AppliedPlan, data: bytes) -> tuple[Session, list[str]]:
+        """A session of a compressed model, and a note for every layer that the runtime left in float."""
+        weights = {layer.weight.initializer + "_q": name for name, layer in applied.layers.items() if layer.weight}
+        session, left = float_weights(data, list(weights), self.threads)
+        return session, [f"{weights[name]}: the runtime runs it in float ({applied.layers[weights[name]].scheme})" for name in sorted(left)]
+
+    def time(self, candidate: Session, seconds: float = 0.5, least_blocks: int = 9, precision: float = 0.03) -> Latency:
+        """The target's latency of the original and of a candidate, in turn, with nothing else of ours running."""
+        with alone():
+            return compare_latency(
+                lambda: self.timed_baseline.run(self.feed),
+                lambda: candidate.run(self.feed),
+                seconds=seconds,
+                least_blocks=least_blocks,
+                precision=precision,
+            )
+
+    def costs(self, data: bytes) -> dict[str, Measurement]:
+        """Size, MACs and parameters of a compressed model; its compressed size only where the job asks for it."""
+        found = {"size_bytes": float(len(data)), "macs": float(self.macs), "params": float(self.model.parameters)}
+        asked = {*self.job.objectives, *(c.metric for c in self.job.constraints)}
+        if asked & {"compressed_size", "compressed_size_bytes"}:
+            found["compressed_size_bytes"] = float(compressed_size(data))
+        units = {"macs": "", "params": ""}
+        return {n: Measurement(metric=n, value=v, unit=units.get(n, "bytes"), direction="lower") for n, v in found.items()}
+
+    def _latency(self, milliseconds: float, latency: Latency) -> Measurement:
+        return Measurement(
+            metric="latency_ms",
+            value=milliseconds,
+            unit="ms",
+            direction="lower",
+            samples=latency.blocks,
+            seconds=latency.seconds,
+            target=self.job.target.name,
+        )
+
+    def _tests(self, aims: Mapping[str, float]) -> list[EarlyTest]:
+        """Early tests for all constraints, or none: where one cannot be decided early, every row is needed anyway."""
+        tests = []
+        for name, (metric, allowed) in self.allowances(self.validation).items():
+            if metric.score is None or metric.bounds is None:
+                return []
+            tests.append(EarlyTest(metric, allowed, aims.get(name, allowed.allowed), EARLY_ALPHA))
+        return tests
+
+    def _verdicts(self, split: Split, scored: Scored, tests: Sequence[EarlyTest]) -> list[Verdict]:
+        if not scored.complete:
+            found = []
+            for test, decision in zip(tests, scored.decisions, strict=True):
+                base = split.base_scores(test.metric)
+                assert base is not None
+                ours, sign = scored.scores[test.metric.name], test.allowance.sign
+                if decision == "undecided":  # Another constraint was missed first.
+                    drop = drop_interval(base[scored.rows], ours, sign, test.allowance.confidence, self.job.seed)
+                    found.append(judge_drop(test.allowance, drop, len(ours), "validation"))
+                else:
+                    drops = sign * (base[scored.rows] - ours)
+                    found.append(judge_early(test.allowance, decision, test.aim, drops, len(split), test.width, EARLY_ALPHA))
+            return found
+        return self.judge(split, scored, confidence=None, resamples=TRIAL_RESAMPLES)
+
+    def judge(self, split: Split, scored: Scored, confidence: float | None, resamples: int = 1000) -> list[Verdict]:
+        """Verdicts on a split that was scored whole. confidence: replaces the constraints' own, where they have one."""
+        found = []
+        for metric, allowed in self.allowances(split).values():
+            sure = confidence if confidence is not None and allowed.constraint.confidence is not None else allowed.confidence
+            drop = self._drop(split, scored, metric, allowed, sure, resamples)
+            found.append(judge_drop(allowed, drop, len(split), "holdout" if split.name == "holdout" else "validation"))
+        return found
+
+    def _drop(self, split: Split, scored: Scored, metric: Metric, allowed: Allowance, confidence: float, resamples: int) -> Interval:
+        base = split.base_scores(metric)
+        if base is not None:
+            return drop_interval(base[scored.rows], scored.scores[metric.name], allowed.sign, confidence, self.job.seed)
+        labels, reference, outputs = split.labels, split.reference[scored.rows], scored.outputs
+        assert outputs is not None
+        labels = None if labels is None else labels[scored.rows]
+
+        def drop(rows: NDArray[np.int64]) -> float:
+            of = None if labels is None else labels[rows]
+            return allowed.sign * (metric.value(reference[rows], of, reference[rows]) - metric.value(outputs[rows], of, reference[rows]))
+
+        return bootstrap_bound(drop, len(split), confidence, self.job.seed, resamples)
+
+
+def first_output(session: Session) -> Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]:
+    name = session.output_names[:1]
+    return lambda feed: session.run(feed, name)[0]
+
+
+@contextmanager
+def step(name: str, timings: dict[str, float]) -> Iterator[None]:
+    """Times a step, and says which one it was if it breaks."""
+    start = time.perf_counter()
+    timings[name] = 0.0
+    try:
+        yield
+    except TrialError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise TrialError(str(error) or type(error).__name__, step=name, kind=type(error).__name__) from error
+    finally:
+        timings[name] = time.perf_counter() - start
+

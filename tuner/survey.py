@@ -1,0 +1,338 @@
+"""What is found out about a model before the first trial: which layers resist, and what each choice would save.
+
+Harm: every layer is quantized alone once, at its reference scheme, and the change of the output is measured. The other schemes
+of the layer are scaled from that by their predicted noise, because for small noise the change of the output grows with the
+noise's energy. Latency: kernel times of the float model and of one model per kind of scheme, attributed to layers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme, WeightScheme
+from search_spaces.space import LayerChoices
+from tuner.compress.quantization.affine import dequantize, quantize, weight_scale
+from tuner.compress.quantization.placement import OPERATOR_PREFIX, links
+from tuner.compress.quantization.qdq import weight_axis
+from tuner.compress.quantization.ranges import expected_error
+from tuner.evaluator import Evaluator, first_output
+from tuner.measure.accuracy import run_rows
+from tuner.measure.divergence import divergence
+from tuner.measure.profile import attribute_times, kernel_times
+from tuner.measure.runtime import Session, environment
+from tuner.plan import QUANTIZE, CompressionPlan, LayerQuant, Step, WeightQuant, digest_of
+from tuner.results import Findings, SensitivityRow
+
+MACS_BUDGET = 4e11
+"""Multiply-accumulates that the sensitivity analysis may spend in all (about 20 s on one core); rows follow from it, not from the clock, so that the
+same job always sees the same figures."""
+LEAST_ROWS, MOST_ROWS = 16, 256
+LEAST_HARM = 1e-12
+
+Progress = Callable[[int, int], None]
+
+
+def survey(evaluator: Evaluator, progress: Progress = lambda done, total: None) -> Findings:
+    """Findings for the job's model and space, measured now or read from the cache of an earlier run."""
+    path = evaluator.cache / "findings.json"
+    if path.is_file():
+        return Findings.model_validate_json(path.read_text())
+    latency, fixed_ms, crossings = _latency(evaluator)
+    rows, damage, discordance = _Sensitivity(evaluator, progress).run(latency)
+    sizes, fixed_bytes = _sizes(evaluator)
+    found = Findings(
+        sensitivity=tuple(rows),
+        damage=damage,
+        latency_ms=latency,
+        size_bytes=sizes,
+        fixed_ms=fixed_ms,
+        fixed_bytes=fixed_bytes,
+        links=tuple(crossings),
+        discordance=discordance,
+        macs=evaluator.macs,
+        params=evaluator.model.parameters,
+    )
+    _write(path, found.model_dump_json())
+    return found
+
+
+def reference_schemes(evaluator: Evaluator) -> dict[str, str]:
+    """Each layer's reference: its first option per channel with the plain range, the usual first try."""
+    return {layer.name: _reference(layer) for layer in evaluator.space.layers}
+
+
+def _reference(layer: LayerChoices) -> str:
+    options = [option for option in layer.options if option != FLOAT]
+    return next((o for o in options if "minmax" in o and o.endswith("-channel")), options[0])
+
+
+class _Sensitivity:
+    def __init__(self, evaluator: Evaluator, progress: Progress) -> None:
+        self.evaluator, self.progress = evaluator, progress
+        data = evaluator.roles.calibration
+        work = max(1, evaluator.macs * (len(evaluator.space.layers) + 2))
+        self.rows = np.arange(min(len(data), int(np.clip(MACS_BUDGET // work, LEAST_ROWS, MOST_ROWS))))
+        self.noise = _Noise(evaluator)
+
+    def run(self, latency: dict[str, dict[str, float]]) -> tuple[list[SensitivityRow], dict[str, dict[str, float]], float]:
+        evaluator, space = self.evaluator, self.evaluator.space
+        references = reference_schemes(evaluator)
+        outputs = self._outputs(evaluator.baseline)
+        layers = {layer.name: layer for layer in evaluator.layers}
+        everything = self._changed(references)
+        rows, damage = [], {}
+        for index, layer in enumerate(space.layers):
+            self.progress(index, len(space.layers))
+            scheme = references[layer.name]
+            if layer.name.startswith(OPERATOR_PREFIX):
+                without = self._changed({name: s for name, s in references.items() if name != layer.name})
+                harm = divergence(everything, outputs) - divergence(without, outputs)
+            else:
+                harm = divergence(self._changed({layer.name: scheme}), outputs)
+            harm = max(harm, LEAST_HARM)
+            damage[layer.name] = {option: harm * self.noise.ratio(layer, option, scheme) for option in layer.options}
+            info = layers.get(layer.name)
+            rows.append(
+                SensitivityRow(
+                    layer=layer.name,
+                    op=layer.op,
+                    scheme=scheme,
+                    divergence=harm,
+                    params=info.params if info else 0,
+                    macs=info.macs if info else None,
+                    float_ms=latency.get(layer.name, {}).get(FLOAT),
+                    scheme_ms=latency.get(layer.name, {}).get(scheme),
+                )
+            )
+        return rows, damage, self._discordance(outputs, everything)
+
+    def _changed(self, schemes: dict[str, str]) -> NDArray[np.float32]:
+        plan = CompressionPlan(steps=(Step(name=QUANTIZE, layers=dict(schemes)),))
+        data = self.evaluator.build(plan, {})[1]
+        return self._outputs(Session(data, self.evaluator.threads))
+
+    def _outputs(self, session: Session) -> NDArray[np.float32]:
+        self.evaluator.between()
+        data = self.evaluator.roles.calibration
+        return np.concatenate(list(run_rows(data, first_output(session), self.rows, self.evaluator.batch(data))))
+
+    def _discordance(self, outputs: NDArray[np.float32], everything: NDArray[np.float32]) -> float:
+        """Mean absolute paired difference of the first constraint's metric, original against all layers at their reference."""
+        metric = next((metric for metric in self.evaluator.metrics if metric.score), None)
+        labels = self.evaluator.roles.calibration.labels(self.rows)
+        if metric is None or (metric.needs_labels and labels is None):
+            return 0.0
+        before, after = metric.per_sample(outputs, labels, outputs), metric.per_sample(everything, labels, outputs)
+        assert before is not None and after is not None
+        return float(np.abs(before - after).mean())
+
+
+class _Noise:
+    """Predicted relative noise energy that a scheme adds to a layer's output: that of its input plus that of its weight."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self._inputs: dict[tuple[str, ActivationScheme], float] = {}
+        self._weights: dict[tuple[str, WeightScheme], float] = {}
+
+    def ratio(self, layer: LayerChoices, option: str, reference: str) -> float:
+        if option in (FLOAT, reference):
+            return 0.0 if option == FLOAT else 1.0
+        return self._energy(layer, option) / max(self._energy(layer, reference), LEAST_HARM)
+
+    def _energy(self, layer: LayerChoices, option: str) -> float:
+        scheme = QuantScheme.parse(option)
+        energy = 0.0
+        if scheme.activation is not None:
+            tensors = self._tensors(layer)
+            energy += sum(self._input(tensor, scheme.activation) for tensor in tensors) / max(len(tensors), 1)
+        if scheme.weight is not None:
+            energy += self._weight(layer.name, scheme.weight)
+        return energy
+
+    def _tensors(self, layer: LayerChoices) -> list[str]:
+        """The tensors whose range the layer's scheme sets: what it reads, for an operator type all that its nodes read."""
+        if layer.input:
+            return [layer.input]
+        statistics = self.evaluator.statistics
+        nodes = self.evaluator.prepared.nodes.values()
+        return [name for node in nodes if OPERATOR_PREFIX + node.op_type == layer.name for name in node.input if name in statistics]
+
+    def _input(self, tensor: str, scheme: ActivationScheme) -> float:
+        key = (tensor, scheme)
+        if key not in self._inputs:
+            statistics = self.evaluator.statistics[tensor]
+            low, high = self.evaluator.compressor.range_of(tensor, scheme)
+            power = statistics.variance + statistics.mean**2
+            error = expected_error(statistics, low, high, scheme.dtype, scheme.symmetric)
+            self._inputs[key] = error / power if power > 0 else 0.0
+        return self._inputs[key]
+
+    def _weight(self, layer: str, scheme: WeightScheme) -> float:
+        key = (layer, scheme)
+        if key not in self._weights:
+            model = self.evaluator.prepared
+            info = next(info for info in self.evaluator.layers if info.name == layer)
+            assert info.weight is not None
+            weight = model.array(info.weight)
+            axis = weight_axis(model.nodes[layer], weight.ndim) if scheme.granularity == "channel" else None
+            scale, zero = weight_scale(weight, axis, scheme.dtype, scheme.symmetric)
+            error = dequantize(quantize(weight, scale, zero, scheme.dtype, axis), scale, zero, axis) - weight
+            power = float(np.square(weight, dtype=np.float64).mean())
+            self._weights[key] = float(np.square(error, dtype=np.float64).mean()) / power if power > 0 else 0.0
+        return self._weights[key]
+
+
+def _latency(evaluator: Evaluator) -> tuple[dict[str, dict[str, float]], float, list[tuple[str, str, float]]]:
+    """({layer: {option: ms}}, ms that no choice changes, conversions between neighbours); kept per machine and model."""
+    kinds = _kinds(evaluator.space.layers)
+    key = digest_of(
+        [1, environment()["processor"], environment()["onnxruntime"], evaluator.job.target.model_dump(), evaluator.model.sha256, kinds]
+        + [[name, list(array.shape)] for name, array in sorted(evaluator.feed.items())]
+    )
+    path = cost_cache() / f"{key}.json"
+    if path.is_file():
+        table, fixed, crossings = json.loads(path.read_text())
+    else:
+        table, fixed, crossings = _measure_latency(evaluator, kinds)
+        _write(path, json.dumps([table, fixed, crossings]))
+    by_option = {
+        layer.name: {option: table[layer.name][_kind(option)] for option in layer.options if _kind(option) in table[layer.name]}
+        for layer in evaluator.space.layers
+    }
+    return by_option, fixed, [(a, b, ms) for a, b, ms in crossings]
+
+
+def cost_cache() -> Path:
+    """Where latency tables are kept between jobs: ACCUTUNE_CACHE, else the user's cache folder."""
+    root = os.environ.get("ACCUTUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "accutune")
+    return Path(root) / "costs"
+
+
+def _measure_latency(evaluator: Evaluator, kinds: list[str]) -> tuple[dict[str, dict[str, float]], float, list[tuple[str, str, float]]]:
+    space, threads = evaluator.space, evaluator.job.target.threads
+    own = _owners(evaluator)
+    shares, fixed = attribute_times(kernel_times(evaluator.model.data, evaluator.feed, threads), own)
+    table = {layer.name: {FLOAT: shares.get(layer.name, 0.0)} for layer in space.layers}
+    conversion_ns: list[float] = []
+    for kind in kinds:
+        evaluator.between()
+        chosen = {layer.name: next((o for o in layer.options if _kind(o) == kind), _same_activation(layer, kind)) for layer in space.layers}
+        plan = CompressionPlan(steps=(Step(name=QUANTIZE, layers={n: o for n, o in chosen.items() if o}),))
+        applied, data = evaluator.build(plan, {})
+        times = kernel_times(data, evaluator.feed, threads)
+        shares, _ = attribute_times(times, own | _conversions(evaluator, applied.layers))
+        for layer in space.layers:
+            if chosen[layer.name]:
+                table[layer.name].setdefault(_kind(chosen[layer.name]), shares.get(layer.name, 0.0))
+        conversion_ns += _conversion_speed(evaluator, times)
+    speed = float(np.median(conversion_ns)) if conversion_ns else 0.5
+    crossings: dict[tuple[str, str], float] = {}
+    names = {layer.name for layer in space.layers}
+    for writer, reader, tensor in links(evaluator.prepared, evaluator.target):
+        if writer in names and reader in names and writer != reader:
+            pair = (writer, reader)
+            crossings[pair] = crossings.get(pair, 0.0) + speed * _elements(evaluator, tensor) * 1e-6
+    return table, fixed, [(a, b, ms) for (a, b), ms in crossings.items()]
+
+
+def _kinds(layers: Iterable[LayerChoices]) -> list[str]:
+    """Every kind of scheme in the space whose kernel times are wanted, those of layers with a weight first."""
+    kinds = dict.fromkeys(_kind(option) for layer in layers for option in layer.options if option != FLOAT and "/" in option)
+    kinds |= dict.fromkeys(_kind(option) for layer in layers for option in layer.options if option != FLOAT)
+    heads = {kind.split("/")[0] for kind in kinds if "/" in kind}
+    return [kind for kind in kinds if "/" in kind or kind not in heads]
+
+
+def _kind(option: str) -> str:
+    return option if option == FLOAT else QuantScheme.parse(option).kind
+
+
+def _same_activation(layer: LayerChoices, kind: str) -> str:
+    """For a layer that does not have the kind: its first option with the same activation dtype, so that operators between
+    quantized layers join; empty where there is none."""
+    head = kind.split("/")[0]
+    weightless = [o for o in layer.options if o != FLOAT and _kind(o).split("/")[0] in (head, FLOAT)]
+    return weightless[0] if weightless and layer.name.startswith(OPERATOR_PREFIX) or layer.op == "Gather" and weightless else ""
+
+
+def _owners(evaluator: Evaluator) -> dict[str, list[str]]:
+    """{node or tensor name: layer} for kernels named after a layer's node, its output or what absorbed it."""
+    model, names = evaluator.prepared, {layer.name for layer in evaluator.space.layers}
+    owners: dict[str, list[str]] = {}
+    for node in model.nodes.values():
+        owner = node.name if node.name in names else OPERATOR_PREFIX + node.op_type
+        if owner not in names:
+            continue
+        owners[node.name] = owners[node.output[0]] = [owner]
+        readers = model.consumers.get(node.output[0], [])
+        if len(readers) == 1 and readers[0].op_type in evaluator.target.absorbed:
+            owners[readers[0].name] = owners[readers[0].output[0]] = [owner]
+    return owners
+
+
+def _conversions(evaluator: Evaluator, quantized: dict[str, LayerQuant]) -> dict[str, list[str]]:
+    """{conversion node: the layers it serves}: a tensor's conversions belong to the quantized layers that read it."""
+    model, names = evaluator.prepared, {layer.name for layer in evaluator.space.layers}
+    found: dict[str, list[str]] = {}
+    for tensor, readers in model.consumers.items():
+        served = [n.name if n.name in names else OPERATOR_PREFIX + n.op_type for n in readers if n.name in quantized]
+        served = [name for name in served if name in names]
+        if served:
+            found |= {f"{tensor}_q": served, f"{tensor}_dq": served}
+    return found
+
+
+def _conversion_speed(evaluator: Evaluator, times: dict[str, tuple[str, float]]) -> list[float]:
+    """Nanoseconds per element of every conversion in a profile, for tensors big enough to tell."""
+    speeds = []
+    for name, (op, milliseconds) in times.items():
+        tensor = name.removesuffix("_dq").removesuffix("_q")
+        elements = _elements(evaluator, tensor) if op in ("QuantizeLinear", "DequantizeLinear") else 0
+        if elements >= 4096:
+            speeds.append(milliseconds * 1e6 / elements)
+    return speeds
+
+
+def _elements(evaluator: Evaluator, tensor: str) -> float:
+    """Elements of a tensor in one batch of the target's size, from what calibration counted."""
+    statistics = evaluator.statistics.get(tensor)
+    batch = evaluator.fixed_batch or evaluator.job.target.batch
+    return statistics.count / len(evaluator.roles.calibration) * batch if statistics is not None else 0.0
+
+
+def _sizes(evaluator: Evaluator) -> tuple[dict[str, dict[str, float]], float]:
+    """({layer: {option: bytes of its weight in the file}}, bytes of all the rest)."""
+    infos = {info.name: info for info in evaluator.layers}
+    found: dict[str, dict[str, float]] = {}
+    for layer in evaluator.space.layers:
+        info = infos.get(layer.name)
+        found[layer.name] = {option: _weight_bytes(evaluator, info.name, option) if info else 0.0 for option in layer.options}
+    return found, float(evaluator.prepared.size_bytes - sum(options.get(FLOAT, 0.0) for options in found.values()))
+
+
+def _weight_bytes(evaluator: Evaluator, layer: str, option: str) -> float:
+    model = evaluator.prepared
+    info = next(info for info in evaluator.layers if info.name == layer)
+    assert info.weight is not None
+    elements = float(np.prod(info.weight_shape))
+    if option == FLOAT:
+        return 4 * elements
+    scheme = QuantScheme.parse(option)
+    assert scheme.weight is not None
+    axis = weight_axis(model.nodes[layer], len(info.weight_shape)) if scheme.weight.granularity == "channel" else None
+    quant = WeightQuant(initializer=info.weight, dtype=scheme.weight.dtype, symmetric=scheme.weight.symmetric, axis=axis)
+    channels = info.weight_shape[quant.axis] if quant.axis is not None else 1
+    return elements + 5 * channels
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
