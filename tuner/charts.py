@@ -100,6 +100,7 @@ class Point:
     high: float | None = None
     label: str = ""
     """Words beside the mark; a labelled mark is ringed."""
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,16 +244,16 @@ def swatch(kind: str) -> str:
 
 
 def mark(kind: str, x: float, y: float) -> str:
-    """The shape of a kind of point, centred on (x, y): kinds differ by shape and not by colour alone."""
-    if kind == "feasible":
-        return f'<circle class="mark feasible" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>'
+    """The shape of a kind of point, centred on (x, y): kinds differ by shape and not by colour alone. `kind hollow`: its outline."""
+    if kind.startswith("feasible"):
+        return f'<circle class="mark {kind}" cx="{_n(x)}" cy="{_n(y)}" r="4.5"/>'
     corners = {
         "infeasible": "m0-5.5 5.5 5.5-5.5 5.5-5.5-5.5z",
         "stopped": "m0-5 5 9h-10z",
         "failed": "m-4-4 8 8m0-8-8 8",
         "original": "m-4.5-4.5h9v9h-9z",
     }
-    return f'<path class="mark {kind}" d="M{_n(x)} {_n(y)}{corners[kind]}"/>'
+    return f'<path class="mark {kind}" d="M{_n(x)} {_n(y)}{corners[kind.split()[0]]}"/>'
 
 
 def _point(plot: _Plot, point: Point) -> str:
@@ -265,7 +266,7 @@ def _point(plot: _Plot, point: Point) -> str:
         left = x > plot.width / 2
         parts.append(f'<circle class="ring" cx="{_n(x)}" cy="{_n(y)}" r="9"/>')
         parts.append(_text("note", x + (-13 if left else 13), y - 8, point.label, "end" if left else "start"))
-    parts.append(mark(point.kind, x, y))
+    parts.append(mark(f"{point.kind} hollow" if point.hollow else point.kind, x, y))
     return _titled(point.title, "".join(parts))
 
 

@@ -296,14 +296,18 @@ class Evaluator:
                     drops = sign * (base[scored.rows] - ours)
                     found.append(judge_early(test.allowance, decision, test.aim, drops, len(split), test.width, EARLY_ALPHA))
             return found
-        return self.judge(split, scored, confidence=None, resamples=TRIAL_RESAMPLES)
+        return self.judge(split, scored, None, resamples=TRIAL_RESAMPLES)
 
-    def judge(self, split: Split, scored: Scored, confidence: float | None, resamples: int = 1000) -> list[Verdict]:
-        """Verdicts on a split that was scored whole. confidence: replaces the constraints' own, where they have one."""
+    def judge(
+        self, split: Split, scored: Scored, confidence: float | None, *, resamples: int = 1000, exact: bool = False
+    ) -> list[Verdict]:
+        """Verdicts on a split that was scored whole. confidence: replaces the constraints' own, where they have one.
+        exact: the candidate is the original, which differs from itself on no row of any data."""
         found = []
         for metric, allowed in self.allowances(split).values():
             sure = confidence if confidence is not None and allowed.constraint.confidence is not None else allowed.confidence
-            drop = self._drop(split, scored, metric, allowed, sure, resamples)
+            nothing = Interval(value=0.0, lower=0.0, upper=0.0, confidence=sure)
+            drop = nothing if exact else self._drop(split, scored, metric, allowed, sure, resamples)
             found.append(judge_drop(allowed, drop, len(split), "holdout" if split.name == "holdout" else "validation"))
         return found
 

@@ -7,6 +7,7 @@ anything is computed.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,9 @@ PAGE = 200
 
 # FULL flushes the log on every commit. Against kill -9 NORMAL would do, since the kernel keeps what a dead process wrote; FULL also
 # survives a power cut or a machine that is taken away, and one flush is nothing beside the seconds a trial takes.
-PRAGMAS = ("busy_timeout = 10000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
+PRAGMAS = ("synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000")
+
+WAL_ATTEMPTS = 100
 
 REMEDIES = {
     sqlite3.SQLITE_FULL: "Free some space, then go on with --resume.",
@@ -186,7 +189,7 @@ def _database_path(url: str) -> str:
         raise StorageError(f"the job store '{url}' is not a URL; write sqlite:///path/to/file.db") from error
     if parsed.drivername != "sqlite":
         raise StorageError(f"the job store must be a SQLite file, got '{parsed.render_as_string()}'; write sqlite:///path/to/file.db")
-    if parsed.database in (None, "", ":memory:") or parsed.query:
+    if parsed.database in (None, "", ":memory:") or "?" in url:
         raise StorageError(f"the job store must be the path of a file and nothing else, got '{url}'; write sqlite:///path/to/file.db")
     return str(parsed.database)
 
@@ -196,10 +199,25 @@ def _engine(path: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
+        _use_write_ahead_log(connection)
         for pragma in PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch a new file to WAL, ten seconds at most. Two processes that switch it at once are both told "locked", whatever their
+    busy_timeout: so ask again."""
+    connection.execute("PRAGMA busy_timeout = 50")
+    for left in reversed(range(WAL_ATTEMPTS)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not left or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(0.05)
 
 
 def _columns(trial: TrialResult) -> dict[str, Any]:

@@ -12,7 +12,7 @@ RUNS = 24
 
 
 def kernel_times(model: bytes, feed: Feed, threads: int, runs: int = RUNS) -> dict[str, tuple[str, float]]:
-    """{node name as the runtime has it: (operator, median milliseconds)} over `runs` runs, with nothing else of ours running."""
+    """{node name as the runtime has it: (operator, milliseconds)} over `runs` runs, with nothing else of ours running."""
     with scratch() as folder:
         session = Session(model, threads, profile=Path(folder, "profile"))
         with alone():

@@ -15,7 +15,7 @@ from tuner.registry import Registry
 from tuner.results import Assignment, TrialResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A search space with what is known about it before the first trial.
 
@@ -32,13 +32,13 @@ class Problem:
     """The first objective's prediction in a form that a mixed-integer programme can take."""
 
     def values(self, trial: TrialResult) -> tuple[float, ...]:
-        """The objectives of a finished trial as the search sees them: a metric as measured, a cost as predicted."""
+        """The objectives of a finished trial as the search sees them, smaller is better: a metric as measured, a cost whose
+        measurement would not repeat (latency) as predicted."""
         predicted = self.predict(trial.assignment)
-        measured = [trial.measurements.get(name) for name in self.objectives]
-        signs = [-1 if m is not None and m.direction == "higher" else 1 for m in measured]
-        from_metric = [m is not None and m.metric == name for m, name in zip(measured, self.objectives, strict=True)]
+        measured = (trial.measurements.get(name) for name in self.objectives)
         return tuple(
-            s * m.value if known and m is not None else p for s, m, known, p in zip(signs, measured, from_metric, predicted, strict=True)
+            guess if found is None else -found.value if found.direction == "higher" else found.value
+            for guess, found in zip(predicted, measured, strict=True)
         )
 
     def total_damage(self, assignment: Assignment) -> float:

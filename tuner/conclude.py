@@ -1,0 +1,248 @@
+"""From a finished search to a result: which finalist is certified, and what is said about it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuner.certify import Certificate
+from tuner.errors import JobCancelled
+from tuner.export import write_results
+from tuner.measure.runtime import environment
+from tuner.plan import make_plan
+from tuner.results import JobResult, Outcome, TrialResult, TrialState
+from tuner.search.base import float_assignment
+from tuner.store import JobState
+from tuner.study import Searched, Study, best_so_far, merit
+from tuner.verdict import advice, blame, summary
+
+MAX_FINALISTS = 5
+MAX_FRONT = 8
+AS_GOOD = 0.03
+"""Finalists this close to the best one (relative) count as equally good; the one with the least predicted harm goes first."""
+CANCEL_POLL_SECONDS = 0.5
+
+
+def run_job(study: Study) -> JobResult:
+    """Search, certify, write the folder. JobCancelled after a request to cancel or Ctrl-C, any other error as it came; in
+    either case the state is kept and the job can be resumed."""
+    study.open()
+    try:
+        with _cancelling(study):
+            searched = study.search()
+            result = conclude(study, searched)
+    except (KeyboardInterrupt, JobCancelled):
+        study.executor.cancel()
+        study.save_clock(JobState.CANCELLED)
+        raise JobCancelled("the job was stopped; every finished trial is kept") from None
+    except BaseException:
+        study.executor.close()
+        study.save_clock(JobState.FAILED)
+        raise
+    study.executor.close()
+    study.save_clock(JobState.SUCCEEDED)
+    return result
+
+
+@contextmanager
+def _cancelling(study: Study) -> Iterator[None]:
+    """Ends the executor's calls within a moment after a request to cancel was stored, wherever the job is."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(CANCEL_POLL_SECONDS):
+            if study.store.cancel_requested(study.job_id):
+                study.executor.cancel()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@dataclass
+class _Certifying:
+    """The finalists shown to the holdout so far."""
+
+    study: Study
+    searched: Searched
+    shown: list[tuple[TrialResult, Certificate]] = field(default_factory=list)
+
+    def winner(self) -> tuple[TrialResult, Certificate] | None:
+        """The first finalist that the holdout confirms."""
+        left = [trial for trial in self.searched.history if trial.feasible]
+        while left and len(self.shown) < MAX_FINALISTS:
+            trial = self._pick(left)
+            left = [other for other in left if other.number != trial.number]
+            whole = self._on_all_rows(trial)
+            if not whole.feasible:
+                continue
+            certificate = self.show(whole)
+            if self.confirmed(certificate):
+                return whole, certificate
+            harm = self._harm(trial)
+            left = [other for other in left if self._harm(other) < harm]
+        return None
+
+    def show(self, trial: TrialResult) -> Certificate:
+        attempt = len(self.shown) + 1
+        self.study.tell("certify", f"trial {trial.number}", done=attempt, total=MAX_FINALISTS, trial=trial)
+        certificate = self.study.certify(trial, attempt, self.study.folder / "pareto" / f"{trial.number}.onnx")
+        self.shown.append((trial, certificate))
+        return certificate
+
+    def confirmed(self, certificate: Certificate) -> bool:
+        """Met on the holdout, and if speed was asked for, faster beyond doubt."""
+        faster = certificate.outcome.speedup.lower > 1 or self.study.job.objectives[0] != "latency"
+        return certificate.outcome.verdict == "met" and faster
+
+    def _pick(self, left: list[TrialResult]) -> TrialResult:
+        """The least harmful of those that are as good as the best."""
+        problem = self.searched.problem
+        best = min(merit(trial, problem) for trial in left)
+        equal = [trial for trial in left if merit(trial, problem) <= best + AS_GOOD * abs(best)]
+        return min(equal, key=lambda trial: (self._harm(trial), trial.number))
+
+    def _harm(self, trial: TrialResult) -> float:
+        return self.searched.problem.total_damage(trial.assignment)
+
+    def _on_all_rows(self, trial: TrialResult) -> TrialResult:
+        """The trial scored on every validation row, recorded under its number."""
+        if trial.measurements and all(v.rule != "anytime-valid test" for v in trial.verdicts):
+            return trial
+        problem, aims = self.searched.problem, self.searched.aims
+        self.study.tell("certify", f"trial {trial.number} on all validation rows", done=len(self.shown), total=MAX_FINALISTS)
+        whole = self.study.evaluate(problem, trial.number, trial.assignment, aims, timed=False, full=True)
+        if whole.state == TrialState.FAILED:
+            return whole
+        kept = {name: value for name, value in trial.measurements.items() if name not in whole.measurements}
+        whole = whole.model_copy(update={"speedup": trial.speedup, "measurements": whole.measurements | kept})
+        self.study.store.save_trial(self.study.job_id, whole)
+        self.searched.history[:] = [whole if other.number == whole.number else other for other in self.searched.history]
+        return whole
+
+
+def conclude(study: Study, searched: Searched) -> JobResult:
+    """Certify, choose what is returned, and write every file of the job's folder."""
+    started = study.clock()
+    certifying = _Certifying(study, searched)
+    trial, certificate = certifying.winner() or _without_winner(certifying)
+    front = _front(certifying, trial)
+    study.phases["certify"] = study.clock() - started
+    study.tell("export")
+    result = _result(certifying, certificate, front)
+    _leave_files(study, certificate, result)
+    history = sorted(searched.history, key=lambda item: item.number)
+    write_results(study.folder, study.job, result, certificate.applied, history, searched.findings.sensitivity)
+    return result
+
+
+def _without_winner(certifying: _Certifying) -> tuple[TrialResult, Certificate]:
+    """What to return where no finalist was confirmed: one that the holdout could not decide, else the original if that meets
+    the target, else the nearest miss."""
+    study, searched = certifying.study, certifying.searched
+    undecided = [shown for shown in certifying.shown if shown[1].outcome.verdict == "undecided"]
+    if undecided:
+        return undecided[0]
+    nearest = best_so_far([t for t in searched.history if not t.feasible], searched.problem)
+    if nearest is not None and not certifying.shown:
+        certificate = certifying.show(nearest)
+        if certifying.confirmed(certificate):
+            return nearest, certificate
+    original = _original(study, searched)
+    certificate = certifying.show(original)
+    if certificate.outcome.verdict == "met" or len(certifying.shown) == 1:
+        return original, certificate
+    missed = [shown for shown in certifying.shown if shown[0].number != original.number]
+    return min(missed, key=lambda shown: max(verdict.violation for verdict in shown[1].outcome.verdicts))
+
+
+def _original(study: Study, searched: Searched) -> TrialResult:
+    """A trial that leaves every layer alone, recorded like any other."""
+    assignment = float_assignment(searched.problem.space)
+    digest = make_plan({}, study.job.seed).digest()
+    known = next((trial for trial in searched.history if trial.plan_digest == digest), None)
+    if known is not None:
+        return known
+    number = max((trial.number for trial in searched.history), default=-1) + 1
+    trial = study.evaluate(searched.problem, number, assignment, searched.aims, timed=False, full=True)
+    study.store.save_trial(study.job_id, trial)
+    searched.history.append(trial)
+    return trial
+
+
+def _front(certifying: _Certifying, best: TrialResult) -> list[tuple[TrialResult, Certificate]]:
+    """With several objectives, the feasible trials that no other beats in all of them, certified; else the best alone."""
+    searched = certifying.searched
+    done = {trial.number: (trial, certificate) for trial, certificate in certifying.shown}
+    if len(certifying.study.job.objectives) < 2:
+        return [done[best.number]]
+    feasible = [trial for trial in searched.history if trial.feasible]
+    values = {trial.number: searched.problem.values(trial) for trial in feasible}
+    beaten = {
+        a for a, left in values.items() for right in values.values() if right != left and all(r <= v for r, v in zip(right, left, strict=True))
+    }
+    members = [trial for trial in feasible if trial.number not in beaten]
+    members = sorted(members, key=lambda trial: values[trial.number])[:MAX_FRONT]
+    for trial in members:
+        if trial.number not in done:
+            done[trial.number] = (trial, certifying.show(trial))
+    numbers = {trial.number for trial in members} | {best.number}
+    return [done[number] for number in sorted(numbers)]
+
+
+def _result(certifying: _Certifying, best: Certificate, front: list[tuple[TrialResult, Certificate]]) -> JobResult:
+    study, searched = certifying.study, certifying.searched
+    feasible = best.outcome.verdict == "met"
+    states = Counter(trial.state.value for trial in searched.history)
+    pareto = tuple(certificate.outcome for _, certificate in front) if len(front) > 1 else (_named(best.outcome, "best.onnx"),)
+    return JobResult(
+        job_id=study.job_id,
+        name=study.job.name,
+        state="succeeded",
+        feasible=feasible,
+        seconds=study.seconds,
+        summary=summary(study.job, best, searched.preflight.rows["holdout"]),
+        stop_reason=study.stop_reason,
+        trials={"total": len(searched.history), **dict(sorted(states.items()))},
+        finalists_tried=len(certifying.shown),
+        baseline=best.baseline,
+        best=_named(best.outcome, "best.onnx"),
+        pareto=pareto,
+        rows=searched.preflight.rows,
+        rows_needed=best.rows_needed,
+        notes=searched.preflight.notes,
+        blame=() if feasible else blame(best.outcome, searched.findings),
+        advice=() if feasible else advice(study.job, best, searched.findings),
+        phases={name: round(seconds, 3) for name, seconds in study.phases.items()},
+        environment=environment() | {"target": study.job.target.name},
+    )
+
+
+def _named(outcome: Outcome, file: str) -> Outcome:
+    return outcome.model_copy(update={"file": file})
+
+
+def _leave_files(study: Study, best: Certificate, result: JobResult) -> None:
+    """best.onnx in the folder; in pareto/ only what the result names."""
+    pareto = study.folder / "pareto"
+    source = pareto / f"{best.outcome.trial}.onnx"
+    kept = {outcome.file for outcome in result.pareto}
+    target = study.folder / "best.onnx"
+    if source.name in kept:
+        target.write_bytes(source.read_bytes())
+    else:
+        source.replace(target)
+    for file in pareto.glob("*.onnx"):
+        if file.name not in kept:
+            Path(file).unlink()
+    if not any(pareto.iterdir()):
+        pareto.rmdir()

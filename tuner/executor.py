@@ -1,0 +1,163 @@
+"""The parent's side of workers: calls go to child processes that stay warm, and a child that dies costs one call."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuner import errors
+from tuner.errors import InputError, JobCancelled, TrialError
+from tuner.job import JobSpec
+
+Progress = Callable[[int, int], None]
+LOG_LINES = 12
+
+
+class Executor(Protocol):
+    """Runs a worker's calls (see `tuner.worker.Calls`) somewhere. Arguments and results are plain JSON values."""
+
+    def call(self, name: str, arguments: dict[str, Any], *, timeout: float, progress: Progress = lambda done, total: None) -> Any:
+        """The call's result. Raises TrialError where the call broke, its process died or `timeout` seconds passed; the
+        InputError that the call raised; JobCancelled after `cancel`. May be called from several threads at once."""
+
+    def cancel(self) -> None:
+        """End every running call now, and refuse further ones."""
+
+    def close(self) -> None: ...
+
+
+class LocalExecutor:
+    """Child processes on this machine, as many as trials may run at once. They are started when first needed."""
+
+    def __init__(self, job: JobSpec, cache: Path, command: Sequence[str] = (sys.executable, "-m", "tuner.worker")) -> None:
+        self._settings = {"job": job.model_dump(mode="json"), "cache": str(cache), "memory_gb": job.budget.memory_gb}
+        self._command, self._cache = tuple(command), cache
+        self._cancelled = threading.Event()
+        self._all = [_Child(self._command, self._settings, cache / f"worker-{index}.log") for index in range(job.budget.parallel)]
+        self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
+        for child in reversed(self._all):
+            self._free.put(child)
+
+    def call(self, name: str, arguments: dict[str, Any], *, timeout: float, progress: Progress = lambda done, total: None) -> Any:
+        child = self._free.get()
+        try:
+            if self._cancelled.is_set():
+                raise JobCancelled("the job was cancelled")
+            return child.call(name, arguments, timeout, progress)
+        except TrialError:
+            if self._cancelled.is_set():
+                raise JobCancelled("the job was cancelled") from None
+            raise
+        finally:
+            self._free.put(child)
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+        self.close()
+
+    def close(self) -> None:
+        for child in self._all:
+            child.kill()
+
+
+class _Child:
+    """One worker process; started again on the next call after it died."""
+
+    def __init__(self, command: tuple[str, ...], settings: dict[str, Any], log: Path) -> None:
+        self._command, self._settings, self._log = command, settings, log
+        self._process: subprocess.Popen[str] | None = None
+
+    def call(self, name: str, arguments: dict[str, Any], timeout: float, progress: Progress) -> Any:
+        process = self._running()
+        timed_out = threading.Event()
+
+        def expire() -> None:
+            timed_out.set()
+            self.kill()
+
+        timer = threading.Timer(timeout, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._send(process, {"call": name, "args": arguments})
+            return self._reply(process, progress)
+        except (EOFError, BrokenPipeError, json.JSONDecodeError):
+            self.kill()
+            if timed_out.is_set():
+                raise TrialError(f"'{name}' took longer than {timeout:.0f} s and was ended", step=name, kind="Timeout") from None
+            raise TrialError(self._epitaph(process), step=name, kind="WorkerDied") from None
+        finally:
+            timer.cancel()
+
+    def kill(self) -> None:
+        """End the process and whatever it started."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        if self._process is not None:
+            for stream in (self._process.stdin, self._process.stdout):
+                with suppress(OSError):
+                    stream and stream.close()
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+        with suppress(BrokenPipeError):
+            self._send(self._process, self._settings)
+        return self._process
+
+    @staticmethod
+    def _send(process: subprocess.Popen[str], message: dict[str, Any]) -> None:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+
+    @staticmethod
+    def _reply(process: subprocess.Popen[str], progress: Progress) -> Any:
+        assert process.stdout is not None
+        for line in process.stdout:
+            message = json.loads(line)
+            if "progress" in message:
+                progress(*message["progress"])
+            elif "input_error" in message:
+                raise _input_error(**message["input_error"])
+            elif "error" in message:
+                error = message["error"]
+                raise TrialError(error["message"], step=error["step"], kind=error["type"])
+            else:
+                return message["result"]
+        raise EOFError
+
+    def _epitaph(self, process: subprocess.Popen[str]) -> str:
+        code = process.wait()
+        cause = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit status {code}"
+        hint = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
+        with suppress(OSError), self._log.open(errors="replace") as log:
+            last = [line.strip() for line in deque(log, maxlen=LOG_LINES) if line.strip()]
+            return f"the worker ended {cause}{hint}" + (f"; its last words: {last[-1][:300]}" if last else "")
+        return f"the worker ended {cause}{hint}"
+
+
+def _input_error(type: str, message: str, field: str | None) -> InputError:
+    """The error as it was raised in the worker."""
+    found = getattr(errors, type, InputError)
+    if not issubclass(found, InputError) or found is errors.UnknownName:
+        found = errors.JobError
+    return found(message, field=field)  # type: ignore[no-any-return]

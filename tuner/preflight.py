@@ -1,0 +1,200 @@
+"""Everything that is checked before the search starts, cheapest first; and what the job will do, for the user to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import norm
+
+from search_spaces.capability import known_targets
+from search_spaces.presets import load_preset, preset_names
+from search_spaces.schemes import Frozen
+from search_spaces.space import SearchSpace
+from tuner.data.dataset import check_labels
+from tuner.data.metrics import METRICS, Metric, check_classes, degenerate
+from tuner.errors import DataError, JobError, UnknownName
+from tuner.evaluator import Evaluator, first_output
+from tuner.job import COST_METRICS, COSTS, Constraint, JobSpec
+from tuner.measure.accuracy import baseline_scored, measure
+from tuner.measure.judge import allowance
+from tuner.measure.runtime import processor_features
+from tuner.measure.statistics import samples_needed
+from tuner.results import Baseline
+
+REPEAT_ROWS = 64
+
+
+class Preflight(Frozen):
+    """What is known once every check has passed."""
+
+    space: SearchSpace
+    baseline: Baseline
+    """On the validation rows."""
+    metrics: tuple[str, ...]
+    allowed: dict[str, float]
+    """{metric: largest drop on validation that meets its constraint}, absolute."""
+    rows: dict[str, int]
+    notes: tuple[str, ...]
+    """What was decided for the user, and warnings."""
+
+
+def check_names(job: JobSpec) -> None:
+    """Refuse names that nobody knows and demands that nobody can meet, before any file is opened."""
+    if job.target.runtime not in known_targets():
+        raise UnknownName("runtime", job.target.runtime, known_targets(), field="target.runtime")
+    if isinstance(job.space, str) and job.space not in preset_names():
+        raise UnknownName("space", job.space, preset_names(), field="space")
+    for name in job.metrics:
+        _metric(name, "metrics")
+    for objective in job.objectives:
+        if objective not in COSTS and objective not in METRICS:
+            raise UnknownName("objective", objective, [*COSTS, *METRICS], field="objectives")
+    for constraint in job.constraints:
+        if constraint.metric in COST_METRICS:
+            if constraint.at_most is None:
+                raise JobError(f"constraint on {constraint.metric}: a cost can only be limited with at_most", field="constraints")
+        elif constraint.metric not in METRICS and constraint.metric != "auto":
+            raise UnknownName("metric of a constraint", constraint.metric, [*METRICS, *COST_METRICS], field="constraints")
+        else:
+            _check_reachable(constraint, _metric(constraint.metric, "constraints"))
+    if all(constraint.metric in COST_METRICS for constraint in job.constraints):
+        raise JobError("no constraint protects accuracy; add one like {metric: top1, max_drop: 0.01}", field="constraints")
+
+
+def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambda done, total: None) -> Preflight:
+    """Run every check that needs the model and the data. Raises the InputError that says what is wrong.
+
+    Scores the original on the validation rows on the way (kept on disk for all trials)."""
+    job = evaluator.job
+    space, roles = evaluator.space, evaluator.roles
+    notes = [*roles.notes]
+    if roles.excluded:
+        notes.append(f"holdout: {roles.excluded} rows were taken out because the search sees equal ones")
+    processor = evaluator.target.processor(processor_features())
+    notes += [f"processor: {processor.warning}"] if processor.warning else []
+    _check_repeatable(evaluator)
+    outputs = evaluator.validation.reference
+    for metric in evaluator.metrics:
+        _check_metric(evaluator, metric)
+    progress(1, 1)
+    scored = baseline_scored(evaluator.validation, evaluator.metrics)
+    measurements = {m.name: measure(m, scored, evaluator.validation, 0.0, job.target.name) for m in evaluator.metrics}
+    for metric in evaluator.metrics:
+        reason = degenerate(metric, measurements[metric.name].value, outputs[:4096], _labels(evaluator, 4096))
+        if reason:
+            raise DataError(f"the baseline says nothing: {reason}", field="metrics")
+    allowed = {name: limit.allowed for name, (_, limit) in evaluator.allowances(evaluator.validation).items()}
+    notes += _sample_notes(evaluator)
+    return Preflight(
+        space=space,
+        baseline=Baseline(measurements=measurements | evaluator.costs(evaluator.model.data)),
+        metrics=tuple(metric.name for metric in evaluator.metrics),
+        allowed=allowed,
+        rows={
+            "calibration": len(roles.calibration),
+            "training": len(roles.training) if roles.training else 0,
+            "validation": len(roles.validation),
+            "holdout": len(roles.holdout),
+        },
+        notes=tuple(notes),
+    )
+
+
+def search_aims(evaluator: Evaluator, discordance: float) -> dict[str, float]:
+    """{metric: the drop on validation that a candidate should not exceed}, fixed before the first trial.
+
+    Without a confidence, what the constraint allows. With one, less by the bound's expected half-width on the holdout, so that what
+    passes has a fair chance of being certified; never less than half of what is allowed."""
+    rows = len(evaluator.roles.holdout)
+    aims = {}
+    for name, (metric, limit) in evaluator.allowances(evaluator.validation).items():
+        aims[name] = limit.allowed
+        if limit.constraint.confidence is not None and limit.allowed > 0 and metric.score is not None:
+            # The first finalist is tested at half of the allowed error, see certify.
+            z = float(norm.ppf(1 - (1 - limit.constraint.confidence) / 2))
+            margin = z * np.sqrt(max(discordance, 1 / rows) / rows)
+            aims[name] = max(limit.allowed - float(margin), limit.allowed / 2)
+    return aims
+
+
+def _metric(name: str, field: str) -> Metric | None:
+    if name == "auto":
+        return None
+    if name not in METRICS:
+        raise UnknownName("metric", name, [*METRICS], field=field)
+    return METRICS[name]
+
+
+def _check_reachable(constraint: Constraint, metric: Metric | None) -> None:
+    if metric is None or metric.bounds is None or constraint.max_drop is not None:
+        return
+    low, high = metric.bounds
+    if constraint.at_least is not None and constraint.at_least > high:
+        raise JobError(f"constraint: {metric.name} can be at most {high:g}, got at_least {constraint.at_least:g}; is it a percentage?", field="constraints")
+    if constraint.at_most is not None and constraint.at_most < low:
+        raise JobError(f"constraint: {metric.name} is never below {low:g}, got at_most {constraint.at_most:g}", field="constraints")
+
+
+def _check_repeatable(evaluator: Evaluator) -> None:
+    """The original must give the same outputs twice, else no drop can be told from chance."""
+    data = evaluator.roles.validation
+    rows = np.arange(min(REPEAT_ROWS, len(data)) if evaluator.fixed_batch is None else evaluator.fixed_batch) % len(data)
+    run = first_output(evaluator.baseline)
+    feed = data.batch(rows)
+    first, second = run(feed), run(feed)
+    if first.ndim == 0 or len(first) != len(rows):
+        raise DataError(
+            f"the model's first output '{evaluator.model.outputs[0].name}' must have one row per input row, got shape {first.shape} for "
+            f"{len(rows)} rows; put the output to be compared first, with the batch as its first dimension"
+        )
+    if not np.allclose(first, second, rtol=1e-4, atol=1e-5, equal_nan=True):
+        worst = float(np.abs(first - second).max())
+        raise DataError(
+            f"the original model gives different outputs for the same rows (by up to {worst:.3g}), so no drop can be measured; "
+            "export it in evaluation mode, without random operators"
+        )
+
+
+def _check_metric(evaluator: Evaluator, metric: Metric) -> None:
+    """Outputs and labels fit the metric, on the validation rows and on the holdout."""
+    outputs = np.asarray(evaluator.validation.reference[:256])
+    classes = check_classes(metric, outputs, _labels(evaluator, len(outputs)))
+    if classes is not None:
+        check_labels(evaluator.roles.validation, classes)
+        check_labels(evaluator.roles.holdout, classes)
+    value = allowance_problem(evaluator, metric)
+    if value:
+        raise JobError(value, field="constraints")
+
+
+def allowance_problem(evaluator: Evaluator, metric: Metric) -> str | None:
+    """Why a constraint on this metric cannot be judged; None where it can."""
+    for constraint in evaluator.job.constraints:
+        if constraint.metric == metric.name:
+            try:
+                allowance(constraint, metric.direction, 1.0)
+            except JobError as error:
+                return str(error)
+    return None
+
+
+def _labels(evaluator: Evaluator, rows: int) -> np.ndarray | None:
+    labels = evaluator.validation.labels
+    return None if labels is None else np.asarray(labels[:rows])
+
+
+def _sample_notes(evaluator: Evaluator) -> list[str]:
+    """Can so many rows certify so small a drop at all, even if no row changed?"""
+    notes = []
+    for name, (metric, limit) in evaluator.allowances(evaluator.validation).items():
+        confidence, rows = limit.constraint.confidence, len(evaluator.roles.holdout)
+        if confidence is None or metric.score is None or limit.allowed <= 0:
+            continue
+        needed = samples_needed(limit.allowed, 0.0, confidence)
+        if needed > rows:
+            notes.append(
+                f"{rows} holdout rows cannot certify a drop of {limit.allowed:.4g} in {name} at {confidence:.0%} confidence, even for a model that "
+                f"gets every row as before: at least {needed} are needed"
+            )
+    return notes

@@ -1,0 +1,28 @@
+"""What a running job tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from search_spaces.schemes import Frozen
+from tuner.results import TrialResult
+
+Phase = Literal["prepare", "calibrate", "sensitivity", "search", "certify", "export"]
+PHASES: tuple[Phase, ...] = ("prepare", "calibrate", "sensitivity", "search", "certify", "export")
+
+
+class Event(Frozen):
+    """One step forward. `done` of `total` counts within the phase; `seconds_left` is an estimate for the whole job."""
+
+    phase: Phase
+    message: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    trial: TrialResult | None = None
+    best: TrialResult | None = None
+
+
+Observer = Callable[[Event], None]

@@ -1,0 +1,13 @@
+"""Imports every file that registers a strategy, so that the registry is complete."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+BUILT_IN = ("tuner.search.auto", "tuner.search.bayesian", "tuner.search.exhaustive")
+
+
+def load_strategies() -> None:
+    """Enter all built-in strategies into the registry; plug-ins enter themselves when a name is looked up."""
+    for name in BUILT_IN:
+        import_module(name)

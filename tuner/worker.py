@@ -1,0 +1,124 @@
+"""The child process that hosts an evaluator: warm between trials, and gone without harm when one of them breaks it.
+
+It reads one JSON request per line and answers each with one JSON reply; what libraries print goes to its log. It ends when its
+parent does."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import TypeAdapter
+
+from search_spaces.schemes import Frozen
+from tuner.certify import certify
+from tuner.errors import InputError, TrialError
+from tuner.evaluator import Evaluator
+from tuner.job import JobSpec
+from tuner.plan import CompressionPlan
+from tuner.preflight import preflight, search_aims
+from tuner.results import Assignment
+from tuner.survey import survey
+
+Send = Callable[[dict[str, Any]], None]
+Call = Callable[..., Any]
+WATCH_SECONDS = 0.5
+
+
+class Calls:
+    """What a worker can be asked. Arguments and results are plain JSON values."""
+
+    def __init__(self, job: JobSpec, cache: Path, progress: Callable[[int, int], None]) -> None:
+        self.evaluator = Evaluator(job, cache)
+        self._progress = progress
+
+    def preflight(self) -> Frozen:
+        return preflight(self.evaluator, self._progress)
+
+    def calibrate(self) -> dict[str, int]:
+        return {"tensors": len(self.evaluator.statistics), "rows": len(self.evaluator.roles.calibration)}
+
+    def survey(self) -> Frozen:
+        return survey(self.evaluator, self._progress)
+
+    def aims(self, discordance: float) -> dict[str, float]:
+        return search_aims(self.evaluator, discordance)
+
+    def evaluate(
+        self, number: int, plan: CompressionPlan, assignment: Assignment, aims: dict[str, float], measure_latency: bool, full: bool = False
+    ) -> Frozen:
+        return self.evaluator.evaluate(number, plan, assignment, aims=aims, measure_latency=measure_latency, full=full)
+
+    def certify(self, number: int, plan: CompressionPlan, attempt: int, path: str) -> Frozen:
+        return certify(self.evaluator, number, plan, attempt, Path(path))
+
+
+def serve(calls: Callable[[dict[str, Any], Callable[[int, int], None]], Any], requests: IO[str], send: Send) -> None:
+    """Answer requests until there are no more. The first line starts the worker: it is handed to `calls` for the object
+    whose methods are called."""
+    target = calls(json.loads(requests.readline()), lambda done, total: send({"progress": [done, total]}))
+    for line in requests:
+        request = json.loads(line)
+        try:
+            result = getattr(target, request["call"])(**_typed(request["args"]))
+            send({"result": result.model_dump(mode="json") if isinstance(result, Frozen) else result})
+        except TrialError as error:
+            send({"error": {"type": error.kind, "message": str(error), "step": error.step}})
+        except InputError as error:
+            send({"input_error": {"type": type(error).__name__, "message": str(error), "field": error.field}})
+        except Exception as error:  # A worker must answer whatever happens; its parent records it.
+            send({"error": {"type": type(error).__name__, "message": str(error) or type(error).__name__, "step": request["call"]}})
+
+
+def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
+    plan = arguments.get("plan")
+    return arguments if plan is None else arguments | {"plan": TypeAdapter(CompressionPlan).validate_python(plan)}
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let this process add at most so much address space to what it has now; asking for more then raises MemoryError."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def end_with_parent() -> None:
+    """Leave when the parent is gone, also in the middle of a long computation."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Entry point of `python -m tuner.worker`: requests on standard input, replies on what was standard output."""
+    end_with_parent()
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    def start(settings: dict[str, Any], progress: Callable[[int, int], None]) -> Calls:
+        if settings.get("memory_gb"):
+            limit_memory(settings["memory_gb"])
+        return Calls(JobSpec.model_validate(settings["job"]), Path(settings["cache"]), progress)
+
+    serve(start, sys.stdin, send)
+
+
+if __name__ == "__main__":
+    main()
