@@ -25,7 +25,7 @@ CALIBRATION_PATTERN = r"minmax|kl|mse|p\d{1,2}(?:\.\d+)?"
 class Frozen(BaseModel):
     """Base of every typed value: immutable, and a key that is not known is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class ActivationScheme(Frozen):

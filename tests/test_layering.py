@@ -17,9 +17,13 @@ PACKAGES = ("search_spaces", "tuner", "server")
 
 # `a.b.*` means the package a.b with everything below it, `a.b` that module alone.
 BASE = {"search_spaces.*", "tuner.errors", "tuner.registry"}
-WORDS = BASE | {"tuner.plan", "tuner.job", "tuner.results"}
+WORDS = BASE | {"tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
 PARTS = WORDS | {"tuner.model.*", "tuner.data.*"}
-LOOP = PARTS | {"tuner.search.*", "tuner.evaluator", "tuner.executor"}
+EVALUATION = PARTS | {"tuner.compress.*", "tuner.measure.*", "tuner.evaluator"}
+OUTPUT = WORDS | {"tuner.charts", "tuner.report", "tuner.export"}
+# What stands above the worker calls it through the executor and never computes itself; of preflight it takes the check of names.
+ANSWERS = {"tuner.executor", "tuner.preflight"}
+LOOP = OUTPUT | ANSWERS | {"tuner.search.*", "tuner.store", "tuner.study", "tuner.verdict"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces": set(),
@@ -33,29 +37,40 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.registry": {"tuner.errors"},
     "tuner.plan": BASE,
     "tuner.job": BASE,
-    "tuner.results": BASE,
+    "tuner.results": BASE | {"tuner.plan"},
+    "tuner.progress": BASE | {"tuner.results"},
+    "tuner.store": WORDS,
     "tuner.model.*": WORDS,
     "tuner.data.*": WORDS,
     "tuner.compress.*": PARTS,
     "tuner.measure.*": PARTS,
-    "tuner.search.*": PARTS,
+    "tuner.search.*": WORDS,
+    "tuner.compare": EVALUATION,
+    "tuner.doctor": EVALUATION | {"tuner.survey"},
     "tuner.evaluator": PARTS | {"tuner.compress.*", "tuner.measure.*"},
-    "tuner.worker": PARTS | {"tuner.evaluator"},
-    "tuner.executor": PARTS | {"tuner.evaluator", "tuner.worker"},
+    "tuner.survey": EVALUATION,
+    "tuner.preflight": EVALUATION,
+    "tuner.certify": EVALUATION,
+    "tuner.worker": EVALUATION | {"tuner.survey", "tuner.preflight", "tuner.certify"},
+    "tuner.executor": WORDS,
+    "tuner.charts": set(),
+    "tuner.report": WORDS | {"tuner.charts"},
+    "tuner.export": OUTPUT,
+    "tuner.verdict": WORDS,
     "tuner.study": LOOP,
-    "tuner.export": LOOP | {"tuner.study"},
-    "tuner.report": LOOP | {"tuner.study"},
-    "tuner.api": LOOP | {"tuner.study", "tuner.export", "tuner.report"},
-    "tuner.demo": LOOP | {"tuner.study", "tuner.export", "tuner.report", "tuner.api"},
+    "tuner.conclude": LOOP | {"tuner.measure.runtime"},
+    "tuner.api": LOOP | PARTS | {"tuner.conclude"},
+    "tuner.demo": LOOP | PARTS | {"tuner.conclude", "tuner.api"},
     "server": set(),
-    "server.store.*": WORDS | {"tuner.study"},
+    "server.store.*": WORDS | {"tuner.store"},
+    "server.console": {"search_spaces.*", "tuner.*"},
     "server.cli": {"search_spaces.*", "tuner.*", "server.*"},
 }
 
 # Libraries that are slow to import or that one part alone should know, and who may import them.
 HEAVY: dict[str, set[str]] = {
-    "onnx": {"tuner.*", "server.cli"},
-    "onnxruntime": {"tuner.measure.runtime", "tuner.compress.quantization.collect", "tuner.compress.quantization.qdq"},
+    "onnx": {"tuner.*"},
+    "onnxruntime": {"tuner.measure.runtime"},
     "onnxscript": {"tuner.model.from_torch*"},
     "optuna": {"tuner.search.*"},
     "pyarrow": {"tuner.data.*"},

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from search_spaces.schemes import Frozen
 from tuner.errors import TrialError
 from tuner.evaluator import Evaluator, first_output
 from tuner.measure.accuracy import Scored, Split, baseline_scored, measure, score
@@ -17,19 +16,10 @@ from tuner.measure.latency import Latency
 from tuner.measure.runtime import Session, scratch
 from tuner.measure.statistics import samples_needed
 from tuner.model.graph import Model
-from tuner.plan import AppliedPlan, CompressionPlan
-from tuner.results import Baseline, Decision, Drop, Interval, Measurement, Outcome, Verdict
+from tuner.plan import CompressionPlan
+from tuner.results import Baseline, Certificate, Decision, Drop, Interval, Measurement, Outcome, Verdict
 
 LATENCY_SECONDS, LATENCY_BLOCKS, LATENCY_PRECISION = 6.0, 41, 0.005
-
-
-class Certificate(Frozen):
-    """One finalist's outcome beside the original's, measured in the same way at the same time."""
-
-    baseline: Baseline
-    outcome: Outcome
-    applied: AppliedPlan
-    rows_needed: int | None
 
 
 def certify(evaluator: Evaluator, number: int, plan: CompressionPlan, attempt: int, path: Path) -> Certificate:

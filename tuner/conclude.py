@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuner.certify import Certificate
 from tuner.errors import JobCancelled
 from tuner.export import write_results
 from tuner.measure.runtime import environment
 from tuner.plan import make_plan
-from tuner.results import JobResult, Outcome, TrialResult, TrialState
+from tuner.results import Certificate, JobResult, Outcome, TrialResult, TrialState
 from tuner.search.base import float_assignment
 from tuner.store import JobState
 from tuner.study import Searched, Study, best_so_far, merit

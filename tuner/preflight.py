@@ -9,8 +9,6 @@ from scipy.stats import norm
 
 from search_spaces.capability import known_targets
 from search_spaces.presets import load_preset, preset_names
-from search_spaces.schemes import Frozen
-from search_spaces.space import SearchSpace
 from tuner.data.dataset import check_labels
 from tuner.data.metrics import METRICS, Metric, check_classes, degenerate
 from tuner.errors import DataError, JobError, UnknownName
@@ -20,23 +18,9 @@ from tuner.measure.accuracy import baseline_scored, measure
 from tuner.measure.judge import allowance
 from tuner.measure.runtime import processor_features
 from tuner.measure.statistics import samples_needed
-from tuner.results import Baseline
+from tuner.results import Baseline, Preflight
 
 REPEAT_ROWS = 64
-
-
-class Preflight(Frozen):
-    """What is known once every check has passed."""
-
-    space: SearchSpace
-    baseline: Baseline
-    """On the validation rows."""
-    metrics: tuple[str, ...]
-    allowed: dict[str, float]
-    """{metric: largest drop on validation that meets its constraint}, absolute."""
-    rows: dict[str, int]
-    notes: tuple[str, ...]
-    """What was decided for the user, and warnings."""
 
 
 def check_names(job: JobSpec) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from search_spaces.schemes import Frozen
-from tuner.results import TrialResult
+from tuner.results import Preflight, TrialResult
 
 Phase = Literal["prepare", "calibrate", "sensitivity", "search", "certify", "export"]
 PHASES: tuple[Phase, ...] = ("prepare", "calibrate", "sensitivity", "search", "certify", "export")
@@ -23,6 +23,8 @@ class Event(Frozen):
     seconds_left: float | None = None
     trial: TrialResult | None = None
     best: TrialResult | None = None
+    preflight: Preflight | None = None
+    """What the checks found; sent once, when they have passed."""
 
 
 Observer = Callable[[Event], None]

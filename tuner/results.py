@@ -9,6 +9,8 @@ from pydantic import Field
 
 from search_spaces.domains import Scalar
 from search_spaces.schemes import Frozen
+from search_spaces.space import SearchSpace
+from tuner.plan import AppliedPlan
 
 Assignment = dict[str, Scalar]
 Direction = Literal["higher", "lower"]
@@ -156,6 +158,20 @@ class SensitivityRow(Frozen):
     scheme_ms: float | None = None
 
 
+class Preflight(Frozen):
+    """What is known once every check has passed, before anything is searched."""
+
+    space: SearchSpace
+    baseline: Baseline
+    """On the validation rows."""
+    metrics: tuple[str, ...]
+    allowed: dict[str, float]
+    """{metric: largest drop on validation that meets its constraint}, absolute."""
+    rows: dict[str, int]
+    notes: tuple[str, ...]
+    """What was decided for the user, and warnings."""
+
+
 class Findings(Frozen):
     """What is known about a model before the first trial; the search predicts from it."""
 
@@ -176,6 +192,15 @@ class Findings(Frozen):
     other metrics, the mean size of a row's drop)."""
     macs: int = 0
     params: int = 0
+
+
+class Certificate(Frozen):
+    """One finalist's outcome beside the original's, measured in the same way at the same time."""
+
+    baseline: Baseline
+    outcome: Outcome
+    applied: AppliedPlan
+    rows_needed: int | None
 
 
 class JobResult(Frozen):

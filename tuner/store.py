@@ -69,6 +69,9 @@ class TrialStore(Protocol):
 
     def job(self, job_id: str) -> JobRecord: ...
 
+    def job_ids(self) -> list[str]:
+        """Every job, the newest last."""
+
     def set_job_state(self, job_id: str, state: JobState, *, seconds: float | None = None) -> None:
         """Move a job along `ALLOWED`; JobError for any other move. Resuming drops a request to cancel: it was answered."""
 
@@ -116,6 +119,9 @@ class InMemoryTrialStore:
         if job_id not in self._jobs:
             raise unknown_job(job_id)
         return self._jobs[job_id]
+
+    def job_ids(self) -> list[str]:
+        return list(self._jobs)
 
     def set_job_state(self, job_id: str, state: JobState, *, seconds: float | None = None) -> None:
         with self._lock:

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuner.certify import Certificate
 from tuner.errors import AccutuneError, JobCancelled, StorageError, TrialError
 from tuner.executor import Executor
 from tuner.export import TrialTable
 from tuner.job import JobSpec
 from tuner.plan import CompressionPlan, make_plan
-from tuner.preflight import Preflight, check_names
+from tuner.preflight import check_names
 from tuner.progress import Event, Observer, Phase
-from tuner.results import Assignment, Findings, TrialFailure, TrialResult, TrialState
+from tuner.results import Assignment, Certificate, Findings, Preflight, TrialFailure, TrialResult, TrialState
 from tuner.search.base import STRATEGIES, Problem, Strategy
 from tuner.search.catalogue import load_strategies
 from tuner.search.cost import build_problem
@@ -71,6 +70,8 @@ class Study:
     def search(self) -> Searched:
         """Prepare and search until a budget, the stop rule or the space ends it. JobCancelled leaves the state for resuming."""
         ready = Preflight.model_validate(self._phase("prepare", "preflight"))
+        self._space = ready.space
+        self.tell("prepare", preflight=ready)
         self._phase("calibrate", "calibrate")
         findings = Findings.model_validate(self._phase("sensitivity", "survey"))
         problem = build_problem(ready.space, findings, self.job.objectives, self.job.seed)
@@ -134,8 +135,6 @@ class Study:
         result = self._call(call, {}, lambda done, total: self.tell(phase, done=done, total=total))
         self.phases[phase] = self.clock() - started
         self.save_clock()
-        if call == "preflight":
-            self._space = Preflight.model_validate(result).space
         return result
 
     def _call(self, name: str, arguments: dict[str, Any], progress: Callable[[int, int], None] = lambda done, total: None) -> Any:

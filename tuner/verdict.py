@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tuner.certify import Certificate
 from tuner.job import JobSpec
-from tuner.results import Findings, Outcome
+from tuner.results import Certificate, Findings, Outcome
 
 WORST_LAYERS = 5
 

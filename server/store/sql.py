@@ -95,6 +95,10 @@ class SqlTrialStore:
             updated=row["updated_at"],
         )
 
+    def job_ids(self) -> list[str]:
+        with self._guard("listing jobs"), self._engine.connect() as connection:
+            return list(connection.scalars(select(JobRow.job_id).order_by(JobRow.created_at, JobRow.job_id)))
+
     def set_job_state(self, job_id: str, state: JobState, *, seconds: float | None = None) -> None:
         before = [old for old, after in ALLOWED.items() if state in after]
         # Stated as a condition of the update, so that of two processes that race for a job one alone wins.

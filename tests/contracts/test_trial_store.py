@@ -305,3 +305,10 @@ def test_a_trial_comes_back_as_it_was(store: TrialStore, saved: TrialResult) -> 
     assert read == saved
     # Equality would take 1 for 1.0 or True.
     assert {name: type(value) for name, value in read.assignment.items()} == {name: type(value) for name, value in saved.assignment.items()}
+
+
+def test_job_ids_are_listed_in_the_order_of_their_creation(store: TrialStore) -> None:
+    spec = store.job(store.job_ids()[0]).spec
+    known = store.job_ids()
+    store.create_job("zz-later", spec)
+    assert store.job_ids() == [*known, "zz-later"]

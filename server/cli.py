@@ -1,0 +1,369 @@
+"""The `tuner` command."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.console import ProgressView, amount, err, interval, out, print_table, show_result
+from tuner import __version__
+from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, disk_error
+from tuner.job import DataRef, JobSpec, Target, load_job
+from tuner.plan import AppliedPlan
+from tuner.results import JobResult
+
+MET, FAILED, BAD_INPUT, MISSED = 0, 1, 2, 3
+DATABASE = "trials.db"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find the smallest or fastest version of a trained model that still meets your accuracy target.\n\n"
+    "Start with `tuner demo`, then write a job file and `tuner run` it.\n\n"
+    "Exit status: 0 target met, 3 finished but target missed, 2 bad input, 1 anything else.",
+)
+
+JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", show_default=False)]
+ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("demo")) -> None:
+    """Train a small network on scikit-learn's digits and tune it: the whole way in a minute or two."""
+    from tuner.demo import prepare_demo
+
+    job_file = prepare_demo(folder, lambda line: err.print(line, markup=False, soft_wrap=True))
+    run_folder = folder / f"run-{_job_id()}"
+    result = _run(load_job(job_file), run_folder, resume=False, finish=False)
+    show_result(result, str(run_folder))
+    out.print(f"\nLook at {run_folder / 'report.html'}; change {job_file} and run it again with: tuner run {job_file}", markup=False, soft_wrap=True)
+    raise typer.Exit(MET if result.feasible else MISSED)
+
+
+@app.command()
+def run(
+    job: Annotated[Path | None, typer.Argument(help="The job file (YAML).", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="The job's folder [default: runs/<job id>].", show_default=False)] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the job in this folder.", show_default=False)] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="With --resume: search no further, certify the best so far.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tune a model: search, certify on unseen data, leave best.onnx and a report.
+
+    Progress goes to standard error, the result to standard output. Ctrl-C stops at once and keeps every finished trial."""
+    if (job is None) == (resume is None):
+        raise JobError("give either a job file to start, or --resume FOLDER to go on")
+    if resume is not None and folder is not None:
+        raise JobError("--out goes with a new job; a resumed job stays in its folder")
+    if finish and resume is None:
+        raise JobError("--finish goes with --resume FOLDER")
+    if resume is not None:
+        target, spec = resume, None
+    else:
+        assert job is not None
+        spec = load_job(job)
+        target = folder or Path("runs") / _job_id()
+    result = _run(spec, target, resume=resume is not None, finish=finish)
+    if as_json:
+        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    else:
+        show_result(result, str(target))
+    raise typer.Exit(MET if result.feasible else MISSED)
+
+
+@app.command()
+def inspect(model: ModelFile, as_json: AsJson = False) -> None:
+    """Show a model's inputs, outputs and layers: parameters, MACs, shapes, and what can be quantized."""
+    from search_spaces.capability import load_target
+    from tuner.compress.fusion import prepare
+    from tuner.compress.quantization.placement import candidates
+    from tuner.model.graph import Model
+    from tuner.model.layers import layer_table, total_macs
+
+    loaded = Model.load(model)
+    prepared = prepare(loaded)
+    layers = layer_table(prepared)
+    able = {candidate.name for candidate in candidates(prepared, load_target("onnxruntime-cpu"))}
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        rows = [asdict(layer) | {"quantizable": layer.name in able} for layer in layers]
+        tensors = {"inputs": [asdict(i) for i in loaded.inputs], "outputs": [asdict(o) for o in loaded.outputs]}
+        facts = {"sha256": loaded.sha256, "opset": loaded.opset, "parameters": loaded.parameters, "size_bytes": loaded.size_bytes}
+        sys.stdout.write(json.dumps(facts | tensors | {"macs": total_macs(layers), "layers": rows}, indent=2) + "\n")
+        return
+    out.print(f"{model}: opset {loaded.opset}, {loaded.size_bytes / 1e6:.2f} MB, SHA-256 {loaded.sha256[:16]}…", markup=False, soft_wrap=True)
+    out.print(f"{loaded.parameters:,} parameters, {total_macs(layers):,} MACs a row (dynamic dimensions counted as 1)")
+    for title, tensors_ in (("input", loaded.inputs), ("output", loaded.outputs)):
+        for tensor in tensors_:
+            shape = ", ".join("?" if dim is None else str(dim) for dim in tensor.shape)
+            out.print(f"{title} {tensor.name}: {tensor.dtype} [{shape}]", markup=False)
+    rows_ = [(x.name, x.op, _shape(x.weight_shape), _shape(x.output_shape), x.params, x.macs, "yes" if x.name in able else "no") for x in layers]
+    print_table(("layer", "operator", "weight", "output", "parameters", "MACs", "quantizable"), rows_)
+
+
+@app.command()
+def sensitivity(
+    job: JobFile,
+    file: Annotated[Path | None, typer.Option("-o", help="Write the table as CSV here.", show_default=False)] = None,
+) -> None:
+    """Measure how much each layer suffers when it alone is quantized, and what it would save."""
+    import tempfile
+
+    from tuner.evaluator import Evaluator
+    from tuner.preflight import check_names
+    from tuner.survey import survey
+
+    spec = load_job(job)
+    check_names(spec)
+    with tempfile.TemporaryDirectory(prefix="accutune-") as cache:
+        found = survey(Evaluator(spec, Path(cache)), lambda done, total: _count("sensitivity", done, total))
+    rows = sorted(found.sensitivity, key=lambda row: row.divergence, reverse=True)
+    columns = list(type(rows[0]).model_fields)
+    if file is not None:
+        import csv
+
+        with _writing(file), file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([columns, *(list(row.model_dump().values()) for row in rows)])
+    print_table(columns, (list(row.model_dump().values()) for row in rows))
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="A best.plan.json.", show_default=False)],
+    model: ModelFile,
+    output: Annotated[Path, typer.Option("-o", help="Where the compressed model goes.", show_default=False)],
+) -> None:
+    """Apply a plan to the original model again, without data: the same bytes as before."""
+    from pydantic import ValidationError
+
+    from tuner.compress.pipeline import replay
+    from tuner.model.graph import Model
+
+    try:
+        applied = AppliedPlan.model_validate_json(plan.read_bytes())
+    except OSError as error:
+        raise JobError(f"the plan {plan} cannot be read ({error.strerror}); give the best.plan.json of a finished job") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise JobError(f"the plan {plan} is no best.plan.json: {where}: {first['msg']}") from error
+    data = replay(Model.load(model), applied)
+    with _writing(output):
+        output.write_bytes(data)
+    out.print(f"{output}: {len(data):,} bytes, {len(applied.layers)} layers compressed", markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="The ONNX file to compare with.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="The ONNX file that is compared.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", help="Rows to score both on (.npz, a folder of .npy, .parquet).", show_default=False)],
+    rows: Annotated[str | None, typer.Option("--rows", help="Only rows FIRST:END.", show_default=False)] = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="May be given several times.", show_default=False)] = None,
+    labels: Annotated[str, typer.Option("--target", help="The array that holds the labels.")] = "labels",
+    batch: Annotated[int, typer.Option(min=1, help="Rows per call when timing.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the runtime.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the same rows: paired accuracy and paired latency, with intervals."""
+    from tuner.compare import compare as compare_files
+
+    ref = DataRef(file=str(data), rows=_row_range(rows), target=labels)
+    found = compare_files(first, second, ref, metric or ["auto"], Target(batch=batch, threads=threads))
+    if as_json:
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+        return
+    table = []
+    for name, value in found.first.items():
+        change = f"drop {interval(found.drops[name], '.4f')}" if name in found.drops else ""
+        change = f"speed-up {interval(found.speedup, '.2f', '×')}" if name == "latency_ms" else change
+        change = f"ratio {found.size_ratio:.3f}" if name == "size_bytes" else change
+        table.append((name, amount(value), amount(found.second[name]), change))
+    print_table(("", first.name, second.name, "change"), table)
+    if found.speedup.contains(1.0):
+        out.print("No measurable difference in latency.")
+
+
+@app.command()
+def spaces(
+    model: Annotated[Path | None, typer.Option("--model", help="Resolve the spaces for this ONNX file.", show_default=False)] = None,
+    space: Annotated[str | None, typer.Option("--space", help="Only this one.", show_default=False)] = None,
+) -> None:
+    """List the search spaces; with a model, what each offers for it, and what the runtime forbids and why."""
+    from search_spaces.capability import load_target
+    from search_spaces.presets import load_preset, preset_names
+    from search_spaces.space import resolve
+    from tuner.compress.fusion import prepare
+    from tuner.compress.quantization.placement import candidates
+    from tuner.measure.runtime import processor_features
+    from tuner.model.graph import Model
+
+    names = preset_names() if space is None else (load_preset(space).name,)
+    if model is None:
+        print_table(("space", "what it offers"), ((name, load_preset(name).summary) for name in names))
+        return
+    prepared, target = prepare(Model.load(model)), load_target("onnxruntime-cpu")
+    processor = target.processor(processor_features())
+    for name in names:
+        resolved = resolve(load_preset(name), candidates(prepared, target), target, processor)
+        out.print(f"\n{name}: {load_preset(name).summary}", markup=False, soft_wrap=True)
+        size = f"10^{len(str(resolved.size)) - 1}" if resolved.size > 10**6 else str(resolved.size)
+        out.print(f"{len(resolved.layers)} layers or operator types, {size} plans, on {processor.name}")
+        print_table(("layer", "operator", "options", "of kind"), ((x.name, x.op, len(x.options), _kinds(x.options)) for x in resolved.layers))
+        for refusal in resolved.refused:
+            out.print(f"left out for {refusal.op}: {refusal.options} options, because {refusal.why}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, what the processor accelerates, and how fast quantized kernels really are."""
+    from tuner.doctor import examine
+
+    problems = 0
+    for check in examine():
+        problems += check.status == "problem"
+        mark = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}[check.status]
+        out.print(f"{mark} {check.name}: {check.answer}", markup=False, soft_wrap=True)
+    raise typer.Exit(FAILED if problems else MET)
+
+
+def _run(spec: JobSpec | None, folder: Path, *, resume: bool, finish: bool) -> JobResult:
+    """Run or resume the job of a folder."""
+    from server.store.sql import SqlTrialStore, sqlite_url
+    from tuner.conclude import run_job
+    from tuner.executor import LocalExecutor
+    from tuner.preflight import check_names
+    from tuner.store import JobState
+    from tuner.study import Study
+
+    if spec is not None:
+        check_names(spec)
+    _check_folder(folder, resume)
+    with _only_one(folder):
+        store = SqlTrialStore(sqlite_url(folder.resolve() / DATABASE))
+        job_id = store.job_ids()[-1] if resume and store.job_ids() else _job_id()
+        if resume:
+            record = store.job(job_id)
+            spec = record.spec
+            if record.state == JobState.SUCCEEDED and (folder / "result.json").is_file():
+                err.print(f"The job in {folder} is finished already.", markup=False)
+                return JobResult.model_validate_json((folder / "result.json").read_bytes())
+        assert spec is not None
+        try:
+            with ProgressView(spec) as view:
+                executor = LocalExecutor(spec, folder / "cache")
+                return run_job(Study(spec, job_id, folder, store, executor, view, finish_now=finish))
+        except JobCancelled as stop:
+            hint = f"go on with: tuner run --resume {folder}   (add --finish to certify the best so far)"
+            raise JobCancelled(f"{stop}; {hint}") from None
+        finally:
+            store.close()
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    """A new job needs a folder that can be written and holds no other job; a resumed one the folder of a job."""
+    there = (folder / DATABASE).is_file()
+    if resume and not there:
+        raise JobError(f"there is no job in {folder} ({DATABASE} is missing); give the folder of an interrupted run, or start with a job file")
+    if not resume and there:
+        raise JobError(f"{folder} holds a job already; go on with it by --resume {folder}, or choose another folder with --out")
+    with _writing(folder):
+        (folder / "cache").mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """One process at a time works on a folder."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise JobError(f"another process is working on the job in {folder}; wait for it or stop it") from None
+        yield
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, f"writing {path}") from error
+
+
+def _job_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def _row_range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, end = text.partition(":")
+    if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise JobError(f"--rows must be FIRST:END with FIRST < END, got '{text}'; for the first thousand write 0:1000")
+    return int(first), int(end)
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "×".join("?" if size is None else str(size) for size in shape)
+
+
+def _kinds(options: tuple[str, ...]) -> str:
+    from search_spaces.schemes import FLOAT, QuantScheme
+
+    return ", ".join(dict.fromkeys(o if o == FLOAT else QuantScheme.parse(o).kind for o in options))
+
+
+def _count(what: str, done: int, total: int) -> None:
+    if err.is_terminal:
+        err.print(f"{what} {done}/{total}", end="\r")
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend end with status 2 and one message, never with a traceback."""
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        where = f"{error.field}: " if error.field and error.field not in str(error) else ""
+        err.print(f"error: {where}{error}", markup=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except ValueError as error:
+        if os.environ.get("ACCUTUNE_DEBUG"):
+            raise
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+    except (JobCancelled, KeyboardInterrupt) as stop:
+        err.print(f"stopped: {stop}", markup=False, soft_wrap=True)
+        sys.exit(FAILED)
+    except Exception as error:  # The last resort; with ACCUTUNE_DEBUG the whole story is shown.
+        if os.environ.get("ACCUTUNE_DEBUG"):
+            raise
+        kind = "" if isinstance(error, AccutuneError) else f"{type(error).__name__}: "
+        err.print(f"failed: {kind}{error} (set ACCUTUNE_DEBUG=1 for the traceback)", markup=False, soft_wrap=True)
+        sys.exit(FAILED)

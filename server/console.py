@@ -1,0 +1,187 @@
+"""What a terminal shows: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from tuner.job import JobSpec
+from tuner.progress import PHASES, Event
+from tuner.results import Interval, JobResult, Measurement, Preflight, TrialResult
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RECENT = 6
+
+
+class ProgressView:
+    """Shows a job's events: a live table on a terminal, one plain line per step elsewhere."""
+
+    def __init__(self, job: JobSpec, console: Console = err) -> None:
+        self.job, self.console = job, console
+        self._phase = ""
+        self._recent: list[TrialResult] = []
+        self._bar = Progress(TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[eta]}"))
+        self._task = self._bar.add_task("prepare", total=None, eta="")
+        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render) if console.is_terminal else None
+
+    def __enter__(self) -> ProgressView:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        if event.preflight is not None:
+            for line in opening(self.job, event.preflight):
+                self.console.print(line)
+        if self._live is None:
+            self._plain(event)
+            return
+        eta = f"about {duration(event.seconds_left)} left" if event.seconds_left else ""
+        self._bar.update(self._task, description=event.phase, completed=event.done, total=event.total or None, eta=eta)
+        if event.trial is not None and event.phase == "search":
+            self._recent = [*self._recent, event.trial][-RECENT:]
+        self._best = event.best
+
+    _best: TrialResult | None = None
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for name in ("trial", "state", "drop", "speed-up", "size"):
+            table.add_column(name, justify="left" if name == "state" else "right")
+        for trial in self._recent:
+            table.add_row(*_cells(trial))
+        best = [Text(f"best so far: {_one_line(self._best)}")] if self._best else []
+        steps = " › ".join(f"[bold]{name}[/bold]" if name == self._bar.tasks[0].description else name for name in PHASES)
+        return Group(Text.from_markup(steps), self._bar, table, *best)
+
+    def _plain(self, event: Event) -> None:
+        if event.phase != self._phase:
+            self._phase = event.phase
+            self.console.print(f"[{event.seconds:7.1f} s] {event.phase}", markup=False)
+        if event.trial is None or event.phase != "search":
+            if event.message:
+                self.console.print(f"[{event.seconds:7.1f} s] {event.phase}: {event.message}", markup=False)
+            return
+        left = f", about {duration(event.seconds_left)} left" if event.seconds_left else ""
+        best = f"; best {_one_line(event.best)}" if event.best else ""
+        self.console.print(
+            f"[{event.seconds:7.1f} s] trial {event.done}/{event.total}: {_one_line(event.trial)}{best}{left}", markup=False, soft_wrap=True
+        )
+
+
+def opening(job: JobSpec, ready: Preflight) -> list[str]:
+    """What is about to happen, in a few lines."""
+    layers = sum(1 for layer in ready.space.layers)
+    rows = ", ".join(f"{count:,} {role}" for role, count in ready.rows.items() if count)
+    values = ", ".join(f"{m.metric} {m.value:.4g}" for name, m in ready.baseline.measurements.items() if name in ready.metrics)
+    goal = " and ".join(constraint.sentence() for constraint in job.constraints)
+    lines = [
+        f"Looking for the best {' and '.join(job.objectives)} on {job.target.name}, where {goal}.",
+        f"Baseline on validation: {values}. Rows: {rows}.",
+        f"Space {ready.space.name}: {layers} layers, about 10^{len(str(ready.space.size)) - 1} plans. "
+        f"At most {job.budget.trials} trials in {duration(job.budget.seconds)}.",
+    ]
+    return lines + [f"Note: {note}." for note in ready.notes]
+
+
+def show_result(result: JobResult, folder: str) -> None:
+    """The story of a finished job."""
+    out.print(result.summary, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "original", "best", ""):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, value in result.baseline.measurements.items():
+        ours = result.best.measurements.get(name)
+        table.add_row(name, amount(value), amount(ours) if ours else "", _change(name, result))
+    out.print(table)
+    for line in (*result.blame, *(f"try: {tip}" for tip in result.advice)):
+        out.print(line, soft_wrap=True, markup=False)
+    out.print(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.", soft_wrap=True)
+    out.print(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)", soft_wrap=True, markup=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A plain table, numbers to the right."""
+    table = Table(box=None, pad_edge=False)
+    listed = [list(row) for row in rows]
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) or row[index] in (None, "") for row in listed)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(_cell(value) for value in row))
+    width = out.width if out.is_terminal else 10_000
+    Console(file=sys.stdout, width=width, highlight=False).print(table, markup=False)
+
+
+def amount(measurement: Measurement) -> str:
+    """A measurement for people."""
+    value = measurement.value
+    if measurement.unit == "bytes":
+        return f"{value / 1e6:,.2f} MB" if value >= 1e5 else f"{value / 1e3:,.1f} kB"
+    if measurement.unit == "ms":
+        return f"{value:,.3f} ms"
+    if value == int(value) and abs(value) >= 1000:
+        return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{int(value):,}"
+    return f"{value:.4f}" + (f" ± {measurement.stderr:.4f}" if measurement.stderr else "")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def interval(found: Interval, form: str = ".2f", unit: str = "") -> str:
+    return f"{found.value:{form}}{unit} ({found.lower:{form}} to {found.upper:{form}})"
+
+
+def _change(name: str, result: JobResult) -> str:
+    if name == result.best.verdicts[0].metric:
+        return f"drop {interval(result.best.drop, '.4f')}"
+    if name == "latency_ms":
+        verdict = "no measurable difference" if result.best.speedup.contains(1.0) else "speed-up"
+        return f"{verdict} {interval(result.best.speedup, '.2f', '×')}"
+    return f"ratio {result.best.size_ratio:.3f}" if name == "size_bytes" else ""
+
+
+def _one_line(trial: TrialResult | None) -> str:
+    if trial is None:
+        return "none"
+    number, state, drop, speed, size = _cells(trial)
+    return f"#{number} {state}, drop {drop}" + (f", {speed}" if speed else "") + (f", {size}" if size else "")
+
+
+def _cells(trial: TrialResult) -> list[str]:
+    if trial.error is not None:
+        return [str(trial.number), f"failed in {trial.error.step}: {trial.error.message[:60]}", "", "", ""]
+    verdict = trial.verdicts[0] if trial.verdicts else None
+    size = trial.measurements.get("size_bytes")
+    return [
+        str(trial.number),
+        (verdict.decision if verdict else trial.state.value) + (f" after {verdict.samples} rows" if verdict else ""),
+        f"{verdict.drop:.4f}" if verdict else "",
+        f"{trial.speedup.value:.2f}×" if trial.speedup else "",
+        amount(size) if size else "",
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
