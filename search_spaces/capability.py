@@ -37,7 +37,8 @@ class Processor(Frozen):
 
 
 class Rule(Frozen):
-    """A combination that is never offered. A field left out matches everything."""
+    """A combination that is never offered. A field left out matches everything; `symmetric` is about the activation where the
+    rule names one, else about the weight."""
 
     why: str
     activation: str | None = None
@@ -49,12 +50,15 @@ class Rule(Frozen):
     def forbids(self, op: str, scheme: QuantScheme) -> bool:
         if self.operators is not None and op not in self.operators:
             return False
-        part = scheme.activation if self.activation is not None else scheme.weight
-        if part is None or part.dtype != (self.activation or self.weight):
+        activation, weight = scheme.activation, scheme.weight
+        if self.activation is not None and (activation is None or activation.dtype != self.activation):
             return False
-        if self.symmetric is not None and part.symmetric != self.symmetric:
+        if self.weight is not None and (weight is None or weight.dtype != self.weight):
             return False
-        return self.granularity is None or getattr(part, "granularity", None) == self.granularity
+        part = activation if self.activation is not None else weight
+        if self.symmetric is not None and (part is None or part.symmetric != self.symmetric):
+            return False
+        return self.granularity is None or (weight is not None and weight.granularity == self.granularity)
 
 
 class RuntimeTarget(Frozen):
@@ -82,6 +86,8 @@ class RuntimeTarget(Frozen):
         dtype = scheme.activation.dtype if scheme.activation else FLOAT
         if dtype not in allowed.activation:
             return f"{op} takes {' or '.join(allowed.activation)} activations, not {dtype}"
+        if scheme.weight is not None and isinstance(allowed, LayerCapability) and scheme.weight.dtype not in allowed.weight:
+            return f"{op} takes {' or '.join(allowed.weight)} weights, not {scheme.weight.dtype}"
         return next((rule.why for rule in self.forbidden if rule.forbids(op, scheme)), None)
 
     def has_kernel(self, op: str, scheme: QuantScheme) -> bool:

@@ -19,7 +19,7 @@ Dtype = Literal["u8", "s8", "u16", "s16"]
 WeightDtype = Literal["s8", "u8"]
 Granularity = Literal["tensor", "channel"]
 
-CALIBRATION_PATTERN = r"minmax|kl|mse|p\d{1,2}(?:\.\d+)?"
+CALIBRATION_PATTERN = r"minmax|kl|mse|p[0-9]{1,2}(?:\.[0-9]+)?"
 
 
 class Frozen(BaseModel):
@@ -70,12 +70,12 @@ class QuantScheme(Frozen):
 
     @property
     def name(self) -> str:
-        return _join(self.activation and self.activation.name, self.weight)
+        return _join(self.activation.name if self.activation else FLOAT, self.weight)
 
     @property
     def kind(self) -> str:
         """What decides which kernel runs: the name without the calibration."""
-        return _join(self.activation and self.activation.kind, self.weight)
+        return _join(self.activation.kind if self.activation else FLOAT, self.weight)
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -102,6 +102,5 @@ def _symmetry(symmetric: bool) -> str:
     return "sym" if symmetric else "asym"
 
 
-def _join(activation: str | None, weight: WeightScheme | None) -> str:
-    head = activation or FLOAT
-    return head if weight is None else f"{head}/{weight.name}"
+def _join(activation: str, weight: WeightScheme | None) -> str:
+    return activation if weight is None else f"{activation}/{weight.name}"

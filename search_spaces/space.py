@@ -50,7 +50,8 @@ class SpaceSpec(Frozen):
             for d, s, c in product(self.activations, self.activation_symmetric, self.calibrations)
         ]
         weights: list[WeightScheme | None] = [
-            WeightScheme(dtype=d, symmetric=s, granularity=g) for d, s, g in product(self.weights, self.weight_symmetric, self.granularities)
+            WeightScheme(dtype=d, symmetric=s, granularity=g)
+            for d, s, g in product(self.weights, self.weight_symmetric, self.granularities)
         ]
         for activation, weight in product([None] if reads_float else activations, weights if has_weight else [None]):
             yield QuantScheme(activation=activation, weight=weight)
@@ -110,7 +111,8 @@ class SearchSpace(Frozen):
         """What the assignment means: {layer: {step: choice}}, in one canonical form.
 
         Layers that read the same tensor get the activation scheme of the first of them that is quantized, because a tensor
-        has one range: assignments that differ only there decode to the same choices, and so to one plan.
+        has one range: assignments that differ only there decode to the same choices, and so to one plan. Where a layer's weight
+        does not go with that activation, the first of its options that does takes its place, else float.
         ValueError names a layer that is not in the space or a value that it may not take."""
         for name, value in assignment.items():
             layer = self.by_name.get(name)
@@ -124,11 +126,11 @@ class SearchSpace(Frozen):
             choice = str(assignment.get(layer.name, FLOAT))
             if choice == FLOAT:
                 continue
-            scheme = QuantScheme.parse(choice)
-            if scheme.activation is not None and layer.input:
-                shared = owner.setdefault(layer.input, scheme.activation)
-                scheme = QuantScheme(activation=shared, weight=scheme.weight)
-            decoded[layer.name] = {QUANTIZE: scheme.name}
+            activation = QuantScheme.parse(choice).activation
+            if activation is not None and layer.input:
+                choice = _reading(layer, choice, owner.setdefault(layer.input, activation))
+            if choice != FLOAT:
+                decoded[layer.name] = {QUANTIZE: choice}
         return decoded
 
     def encode(self, choices: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
@@ -136,9 +138,20 @@ class SearchSpace(Frozen):
         return {layer.name: choices.get(layer.name, {}).get(QUANTIZE, FLOAT) for layer in self.layers}
 
 
+def _reading(layer: LayerChoices, choice: str, activation: ActivationScheme) -> str:
+    """The choice with another activation; where the layer may not take that, its first option with the activation, else float."""
+    if choice.split("/")[0] == activation.name:
+        return choice
+    wanted = QuantScheme(activation=activation, weight=QuantScheme.parse(choice).weight).name
+    if wanted in layer.options:
+        return wanted
+    return next((option for option in layer.options if option.split("/")[0] == activation.name), FLOAT)
+
+
 def resolve(spec: SpaceSpec, candidates: Iterable[Candidate], target: RuntimeTarget, processor: Processor) -> SearchSpace:
     """The space of one model: every combination of `spec` that the runtime allows, for every candidate. Float comes first."""
-    layers, refused = [], {}
+    layers: list[LayerChoices] = []
+    refused: dict[tuple[str, str], int] = {}
     for candidate in candidates:
         if not candidate.has_weight and not spec.operators:
             continue

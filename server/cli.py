@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ import typer
 
 from server.console import ProgressView, amount, err, interval, out, print_table, show_result
 from tuner import __version__
-from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, disk_error
+from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, PlanError, UnknownName, disk_error
 from tuner.job import DataRef, JobSpec, Target, load_job
 from tuner.plan import AppliedPlan
 from tuner.results import JobResult
+from tuner.store import JobRecord, TrialStore
 
 MET, FAILED, BAD_INPUT, MISSED = 0, 1, 2, 3
 DATABASE = "trials.db"
@@ -60,7 +62,7 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Where everything go
 @app.command()
 def run(
     job: Annotated[Path | None, typer.Argument(help="The job file (YAML).", show_default=False)] = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="The job's folder [default: runs/<job id>].", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="The job's folder.", show_default="runs/ and the job's id")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the job in this folder.", show_default=False)] = None,
     finish: Annotated[bool, typer.Option("--finish", help="With --resume: search no further, certify the best so far.")] = False,
     as_json: AsJson = False,
@@ -166,7 +168,13 @@ def apply(
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise JobError(f"the plan {plan} is no best.plan.json: {where}: {first['msg']}") from error
-    data = replay(Model.load(model), applied)
+    original = Model.load(model)
+    try:
+        data = replay(original, applied)
+    except InputError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan {plan} holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it") from error
     with _writing(output):
         output.write_bytes(data)
     out.print(f"{output}: {len(data):,} bytes, {len(applied.layers)} layers compressed", markup=False, soft_wrap=True)
@@ -217,7 +225,9 @@ def spaces(
     from tuner.measure.runtime import processor_features
     from tuner.model.graph import Model
 
-    names = preset_names() if space is None else (load_preset(space).name,)
+    if space is not None and space not in preset_names():
+        raise UnknownName("space", space, preset_names())
+    names = preset_names() if space is None else (space,)
     if model is None:
         print_table(("space", "what it offers"), ((name, load_preset(name).summary) for name in names))
         return
@@ -257,13 +267,14 @@ def _run(spec: JobSpec | None, folder: Path, *, resume: bool, finish: bool) -> J
 
     if spec is not None:
         check_names(spec)
-    _check_folder(folder, resume)
-    with _only_one(folder):
+    with _only_one(folder, resume):
+        if not resume:
+            _make_way(folder)
         store = SqlTrialStore(sqlite_url(folder.resolve() / DATABASE))
-        job_id = store.job_ids()[-1] if resume and store.job_ids() else _job_id()
+        job_id = _job_id()
         if resume:
-            record = store.job(job_id)
-            spec = record.spec
+            record = _newest_job(store, folder)
+            job_id, spec = record.job_id, record.spec
             if record.state == JobState.SUCCEEDED and (folder / "result.json").is_file():
                 err.print(f"The job in {folder} is finished already.", markup=False)
                 return JobResult.model_validate_json((folder / "result.json").read_bytes())
@@ -279,34 +290,53 @@ def _run(spec: JobSpec | None, folder: Path, *, resume: bool, finish: bool) -> J
             store.close()
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    """A new job needs a folder that can be written and holds no other job; a resumed one the folder of a job."""
-    there = (folder / DATABASE).is_file()
-    if resume and not there:
-        raise JobError(f"there is no job in {folder} ({DATABASE} is missing); give the folder of an interrupted run, or start with a job file")
-    if not resume and there:
-        raise JobError(f"{folder} holds a job already; go on with it by --resume {folder}, or choose another folder with --out")
+def _newest_job(store: TrialStore, folder: Path) -> JobRecord:
+    ids = store.job_ids()
+    if not ids:
+        raise JobError(f"the job in {folder} broke off before it was stored; start it again with its job file and --out {folder}")
+    return store.job(ids[-1])
+
+
+@contextmanager
+def _only_one(folder: Path, resume: bool) -> Iterator[None]:
+    """Opens the job's folder for one process at a time: for a new job it is created, for a resumed one it must hold a job."""
     with _writing(folder):
+        if resume and not (folder / DATABASE).is_file():
+            raise JobError(f"there is no job in {folder} ({DATABASE} is missing); give the folder of an interrupted run, or start with a job file")
         (folder / "cache").mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink()
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """One process at a time works on a folder."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with (folder / "lock").open("a") as file:
+        lock = (folder / "lock").open("a")
+    with lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no flock; there, nothing guards the folder.
+            pass
         except OSError:
             raise JobError(f"another process is working on the job in {folder}; wait for it or stop it") from None
         yield
+
+
+def _make_way(folder: Path) -> None:
+    """A job that ended before its first trial (bad input, say) makes way for the corrected one; any other is protected."""
+    from server.store.sql import SqlTrialStore, sqlite_url
+
+    if not (folder / DATABASE).is_file():
+        return
+    store = SqlTrialStore(sqlite_url(folder.resolve() / DATABASE))
+    try:
+        if any(True for job in store.job_ids() for _ in store.trials(job)):
+            raise JobError(f"{folder} holds a job with trials already; go on with it by --resume {folder}, or choose another folder with --out")
+    finally:
+        store.close()
+    with _writing(folder):
+        for path in folder.glob(f"{DATABASE}*"):
+            path.unlink()
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    (folder / "cache").mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -353,11 +383,6 @@ def main() -> None:
         where = f"{error.field}: " if error.field and error.field not in str(error) else ""
         err.print(f"error: {where}{error}", markup=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
-    except ValueError as error:
-        if os.environ.get("ACCUTUNE_DEBUG"):
-            raise
-        err.print(f"error: {error}", markup=False, soft_wrap=True)
-        sys.exit(BAD_INPUT)
     except (JobCancelled, KeyboardInterrupt) as stop:
         err.print(f"stopped: {stop}", markup=False, soft_wrap=True)
         sys.exit(FAILED)
@@ -365,5 +390,6 @@ def main() -> None:
         if os.environ.get("ACCUTUNE_DEBUG"):
             raise
         kind = "" if isinstance(error, AccutuneError) else f"{type(error).__name__}: "
-        err.print(f"failed: {kind}{error} (set ACCUTUNE_DEBUG=1 for the traceback)", markup=False, soft_wrap=True)
+        said = " ".join(str(error).split())
+        err.print(f"failed: {kind}{said} (set ACCUTUNE_DEBUG=1 for the traceback)", markup=False, soft_wrap=True)
         sys.exit(FAILED)

@@ -29,6 +29,7 @@ class ProgressView:
         self.job, self.console = job, console
         self._phase = ""
         self._recent: list[TrialResult] = []
+        self._best: TrialResult | None = None
         self._bar = Progress(TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[eta]}"))
         self._task = self._bar.add_task("prepare", total=None, eta="")
         self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render) if console.is_terminal else None
@@ -45,7 +46,7 @@ class ProgressView:
     def __call__(self, event: Event) -> None:
         if event.preflight is not None:
             for line in opening(self.job, event.preflight):
-                self.console.print(line)
+                self.console.print(line, markup=False, soft_wrap=True)
         if self._live is None:
             self._plain(event)
             return
@@ -53,16 +54,14 @@ class ProgressView:
         self._bar.update(self._task, description=event.phase, completed=event.done, total=event.total or None, eta=eta)
         if event.trial is not None and event.phase == "search":
             self._recent = [*self._recent, event.trial][-RECENT:]
-        self._best = event.best
-
-    _best: TrialResult | None = None
+        self._best = event.best or self._best
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
         for name in ("trial", "state", "drop", "speed-up", "size"):
             table.add_column(name, justify="left" if name == "state" else "right")
         for trial in self._recent:
-            table.add_row(*_cells(trial))
+            table.add_row(*map(Text, _cells(trial)))
         best = [Text(f"best so far: {_one_line(self._best)}")] if self._best else []
         steps = " › ".join(f"[bold]{name}[/bold]" if name == self._bar.tasks[0].description else name for name in PHASES)
         return Group(Text.from_markup(steps), self._bar, table, *best)
@@ -99,17 +98,17 @@ def opening(job: JobSpec, ready: Preflight) -> list[str]:
 
 def show_result(result: JobResult, folder: str) -> None:
     """The story of a finished job."""
-    out.print(result.summary, soft_wrap=True)
+    out.print(result.summary, soft_wrap=True, markup=False)
     table = Table(box=None, pad_edge=False)
     for name in ("", "original", "best", ""):
         table.add_column(name, justify="left" if not name else "right")
     for name, value in result.baseline.measurements.items():
         ours = result.best.measurements.get(name)
         table.add_row(name, amount(value), amount(ours) if ours else "", _change(name, result))
-    out.print(table)
+    _print_wide(table)
     for line in (*result.blame, *(f"try: {tip}" for tip in result.advice)):
         out.print(line, soft_wrap=True, markup=False)
-    out.print(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.", soft_wrap=True)
+    out.print(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.", soft_wrap=True, markup=False)
     out.print(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)", soft_wrap=True, markup=False)
 
 
@@ -122,6 +121,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in listed:
         table.add_row(*(_cell(value) for value in row))
+    _print_wide(table)
+
+
+def _print_wide(table: Table) -> None:
+    """Rows stay in one line where no terminal sets a width."""
     width = out.width if out.is_terminal else 10_000
     Console(file=sys.stdout, width=width, highlight=False).print(table, markup=False)
 
@@ -149,7 +153,8 @@ def interval(found: Interval, form: str = ".2f", unit: str = "") -> str:
 
 
 def _change(name: str, result: JobResult) -> str:
-    if name == result.best.verdicts[0].metric:
+    judged = result.best.verdicts[0].metric
+    if name == judged or (judged == "auto" and name in ("top1", "agreement")):
         return f"drop {interval(result.best.drop, '.4f')}"
     if name == "latency_ms":
         verdict = "no measurable difference" if result.best.speedup.contains(1.0) else "speed-up"

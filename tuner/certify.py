@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner.errors import TrialError
+from tuner.errors import TrialError, disk_error
 from tuner.evaluator import Evaluator, first_output
 from tuner.measure.accuracy import Scored, Split, baseline_scored, measure, score
 from tuner.measure.footprint import peak_memory
@@ -28,8 +28,11 @@ def certify(evaluator: Evaluator, number: int, plan: CompressionPlan, attempt: i
     attempt: 1 for the first finalist shown to the holdout, 2 for the next, … The n-th is tested at the error (1 - confidence) / 2ⁿ, so that
     the chance that any of them is certified wrongly stays within 1 - confidence (union bound)."""
     applied, data = evaluator.build(plan, {})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise disk_error(error, f"writing {path.name}") from error
     candidate = Model.load(path)
     holdout = evaluator.split("holdout", evaluator.roles.holdout)
     session, notes = evaluator.open(applied, candidate.data)
@@ -88,9 +91,7 @@ def _add_runtime(
 ) -> None:
     """Latency of both, and the peak memory of both in fresh processes."""
     for into, value in ((baseline, latency.baseline_ms), (measurements, latency.candidate_ms)):
-        into["latency_ms"] = Measurement(
-            metric="latency_ms", value=value, unit="ms", direction="lower", samples=latency.blocks, seconds=latency.seconds, target=evaluator.job.target.name
-        )
+        into["latency_ms"] = evaluator.latency_measurement(value, latency)
     with scratch() as folder:
         for into, file in ((baseline, Path(evaluator.job.model)), (measurements, path)):
             try:
@@ -103,8 +104,8 @@ def _add_runtime(
 def _rows_needed(evaluator: Evaluator, holdout: Split, scored: Scored, verdict: Verdict) -> int | None:
     """How many rows would certify the first constraint for a model like this one, where the holdout's do not; None where they
     do, and where no number of rows would."""
-    metric, limit = evaluator.allowances(holdout).get(verdict.metric, (None, None))
-    if metric is None or limit is None or verdict.upper * limit.scale <= limit.allowed:
+    metric, limit = evaluator.allowances(holdout)[0]
+    if verdict.upper * limit.scale <= limit.allowed:
         return None
     base = holdout.base_scores(metric)
     drop = max(verdict.drop * limit.scale, 0.0)

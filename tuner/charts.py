@@ -15,6 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 30.0, 46.0
 """Margins of a plot, in units of the drawing."""
 CHARACTER = 6.6
 """Width of an average character at the charts' font size."""
+SIDE = 27.0
+"""Of a cell of a strip."""
 COLOURS = 7
 """How many fills the style sheet has for the cells of a strip (classes k0 …)."""
 MOST_DECADES = 8
@@ -224,18 +226,22 @@ def strip(cells: Sequence[Cell], *, label: str, width: float = 860) -> str:
     """Cells in rows that wrap at the width; each row begins with the number of its first cell."""
     if not cells:
         return _empty(label, width)
-    side, gap, left = 27.0, 3.0, 34.0
-    columns = max(1, int((width - left) // (side + gap)))
+    gap, left = 3.0, 34.0
+    columns = max(1, int((width - left) // (SIDE + gap)))
     parts = []
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
-        x, y = left + column * (side + gap), row * (side + gap) + 1
+        x, y = left + column * (SIDE + gap), row * (SIDE + gap) + 1
         if column == 0:
             parts.append(_text("tick", left - 8, y + 18, str(index + 1), "end"))
-        fill = "empty" if cell.fill is None else f"k{cell.fill % COLOURS}"
-        code = _text(f"code {fill}", x + side / 2, y + 18, cell.code, "middle")
-        parts.append(_titled(cell.title, _rect(f"cell {fill}", x, y, side, side) + code))
-    return _svg(label, width, math.ceil(len(cells) / columns) * (side + gap) + 1, parts)
+        parts.append(_titled(cell.title, _cell(cell, x, y)))
+    return _svg(label, width, math.ceil(len(cells) / columns) * (SIDE + gap) + 1, parts)
+
+
+def chip(cell: Cell) -> str:
+    """One cell of a strip, for a legend."""
+    size = _n(SIDE + 2)
+    return f'<svg class="swatch" viewBox="0 0 {size} {size}" width="22" height="22" aria-hidden="true">{_cell(cell, 1, 1)}</svg>'
 
 
 def swatch(kind: str) -> str:
@@ -254,6 +260,11 @@ def mark(kind: str, x: float, y: float) -> str:
         "original": "m-4.5-4.5h9v9h-9z",
     }
     return f'<path class="mark {kind}" d="M{_n(x)} {_n(y)}{corners[kind.split()[0]]}"/>'
+
+
+def _cell(cell: Cell, x: float, y: float) -> str:
+    fill = "empty" if cell.fill is None else f"k{cell.fill % COLOURS}"
+    return _rect(f"cell {fill}", x, y, SIDE, SIDE) + _text(f"code {fill}", x + SIDE / 2, y + 18, cell.code, "middle")
 
 
 def _point(plot: _Plot, point: Point) -> str:

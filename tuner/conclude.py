@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from tuner.errors import JobCancelled
-from tuner.export import write_results
+from tuner.errors import AccutuneError, JobCancelled, TrialError, disk_error
+from tuner.export import TrialTable, write_results
+from tuner.job import JobSpec
 from tuner.measure.runtime import environment
 from tuner.plan import make_plan
 from tuner.results import Certificate, JobResult, Outcome, TrialResult, TrialState
 from tuner.search.base import float_assignment
 from tuner.store import JobState
 from tuner.study import Searched, Study, best_so_far, merit
-from tuner.verdict import advice, blame, summary
+from tuner.verdict import advice, blame, spelled_out, summary
 
 MAX_FINALISTS = 5
 MAX_FRONT = 8
@@ -40,7 +41,8 @@ def run_job(study: Study) -> JobResult:
         raise JobCancelled("the job was stopped; every finished trial is kept") from None
     except BaseException:
         study.executor.close()
-        study.save_clock(JobState.FAILED)
+        with suppress(AccutuneError):  # What ended the job may have hit the store too; the first error is the one to tell.
+            study.save_clock(JobState.FAILED)
         raise
     study.executor.close()
     study.save_clock(JobState.SUCCEEDED)
@@ -84,7 +86,11 @@ class _Certifying:
             whole = self._on_all_rows(trial)
             if not whole.feasible:
                 continue
-            certificate = self.show(whole)
+            try:
+                certificate = self.show(whole)
+            except TrialError as error:
+                self.study.tell("certify", f"trial {trial.number} could not be certified ({error.step}: {error})", trial=trial)
+                continue
             if self.confirmed(certificate):
                 return whole, certificate
             harm = self._harm(trial)
@@ -94,14 +100,18 @@ class _Certifying:
     def show(self, trial: TrialResult) -> Certificate:
         attempt = len(self.shown) + 1
         self.study.tell("certify", f"trial {trial.number}", done=attempt, total=MAX_FINALISTS, trial=trial)
-        certificate = self.study.certify(trial, attempt, self.study.folder / "pareto" / f"{trial.number}.onnx")
+        path = self.study.folder / "pareto" / f"{trial.number}.onnx"
+        certificate = self.study.certify(self.searched.problem, trial, attempt, path)
         self.shown.append((trial, certificate))
         return certificate
 
     def confirmed(self, certificate: Certificate) -> bool:
-        """Met on the holdout, and if speed was asked for, faster beyond doubt."""
-        faster = certificate.outcome.speedup.lower > 1 or self.study.job.objectives[0] != "latency"
-        return certificate.outcome.verdict == "met" and faster
+        """Met on the holdout, and better."""
+        return certificate.outcome.verdict == "met" and self.better(certificate)
+
+    def better(self, certificate: Certificate) -> bool:
+        """If speed was asked for: faster than the original beyond doubt."""
+        return certificate.outcome.speedup.lower > 1 or self.study.job.objectives[0] != "latency"
 
     def _pick(self, left: list[TrialResult]) -> TrialResult:
         """The least harmful of those that are as good as the best."""
@@ -123,7 +133,9 @@ class _Certifying:
         if whole.state == TrialState.FAILED:
             return whole
         kept = {name: value for name, value in trial.measurements.items() if name not in whole.measurements}
-        whole = whole.model_copy(update={"speedup": trial.speedup, "measurements": whole.measurements | kept})
+        whole = whole.model_copy(
+            update={"speedup": trial.speedup, "measurements": whole.measurements | kept, "attempt": trial.attempt}
+        )
         self.study.store.save_trial(self.study.job_id, whole)
         self.searched.history[:] = [whole if other.number == whole.number else other for other in self.searched.history]
         return whole
@@ -137,31 +149,34 @@ def conclude(study: Study, searched: Searched) -> JobResult:
     front = _front(certifying, trial)
     study.phases["certify"] = study.clock() - started
     study.tell("export")
-    result = _result(certifying, certificate, front)
+    job = spelled_out(study.job, searched.preflight.metrics)
+    result = _result(certifying, job, certificate, front)
     _leave_files(study, certificate, result)
     history = sorted(searched.history, key=lambda item: item.number)
-    write_results(study.folder, study.job, result, certificate.applied, history, searched.findings.sensitivity)
+    # Finalists were scored on more rows and the original may have come in since the rows were written.
+    TrialTable(study.folder / "trials.csv", searched.preflight.metrics, history)
+    write_results(study.folder, job, result, certificate.applied, history, searched.findings.sensitivity)
     return result
 
 
 def _without_winner(certifying: _Certifying) -> tuple[TrialResult, Certificate]:
     """What to return where no finalist was confirmed: one that the holdout could not decide, else the original if that meets
-    the target, else the nearest miss."""
+    the target, else the nearest miss. Where speed was asked for, nothing that is not faster."""
     study, searched = certifying.study, certifying.searched
-    undecided = [shown for shown in certifying.shown if shown[1].outcome.verdict == "undecided"]
-    if undecided:
-        return undecided[0]
     nearest = best_so_far([t for t in searched.history if not t.feasible], searched.problem)
     if nearest is not None and not certifying.shown:
         certificate = certifying.show(nearest)
         if certifying.confirmed(certificate):
             return nearest, certificate
+    better = [shown for shown in certifying.shown if certifying.better(shown[1])]
+    undecided = [shown for shown in better if shown[1].outcome.verdict == "undecided"]
+    if undecided:
+        return undecided[0]
     original = _original(study, searched)
     certificate = certifying.show(original)
-    if certificate.outcome.verdict == "met" or len(certifying.shown) == 1:
+    if certificate.outcome.verdict == "met" or not better:
         return original, certificate
-    missed = [shown for shown in certifying.shown if shown[0].number != original.number]
-    return min(missed, key=lambda shown: max(verdict.violation for verdict in shown[1].outcome.verdicts))
+    return min(better, key=lambda shown: max(verdict.violation for verdict in shown[1].outcome.verdicts))
 
 
 def _original(study: Study, searched: Searched) -> TrialResult:
@@ -186,9 +201,7 @@ def _front(certifying: _Certifying, best: TrialResult) -> list[tuple[TrialResult
         return [done[best.number]]
     feasible = [trial for trial in searched.history if trial.feasible]
     values = {trial.number: searched.problem.values(trial) for trial in feasible}
-    beaten = {
-        a for a, left in values.items() for right in values.values() if right != left and all(r <= v for r, v in zip(right, left, strict=True))
-    }
+    beaten = {number for number, own in values.items() if any(_beats(other, own) for other in values.values())}
     members = [trial for trial in feasible if trial.number not in beaten]
     members = sorted(members, key=lambda trial: values[trial.number])[:MAX_FRONT]
     for trial in members:
@@ -198,18 +211,22 @@ def _front(certifying: _Certifying, best: TrialResult) -> list[tuple[TrialResult
     return [done[number] for number in sorted(numbers)]
 
 
-def _result(certifying: _Certifying, best: Certificate, front: list[tuple[TrialResult, Certificate]]) -> JobResult:
+def _beats(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
+    return other != own and all(a <= b for a, b in zip(other, own, strict=True))
+
+
+def _result(certifying: _Certifying, job: JobSpec, best: Certificate, front: list[tuple[TrialResult, Certificate]]) -> JobResult:
     study, searched = certifying.study, certifying.searched
     feasible = best.outcome.verdict == "met"
     states = Counter(trial.state.value for trial in searched.history)
     pareto = tuple(certificate.outcome for _, certificate in front) if len(front) > 1 else (_named(best.outcome, "best.onnx"),)
     return JobResult(
         job_id=study.job_id,
-        name=study.job.name,
+        name=job.name,
         state="succeeded",
         feasible=feasible,
         seconds=study.seconds,
-        summary=summary(study.job, best, searched.preflight.rows["holdout"]),
+        summary=summary(job, best, searched.preflight.rows["holdout"]),
         stop_reason=study.stop_reason,
         trials={"total": len(searched.history), **dict(sorted(states.items()))},
         finalists_tried=len(certifying.shown),
@@ -220,7 +237,7 @@ def _result(certifying: _Certifying, best: Certificate, front: list[tuple[TrialR
         rows_needed=best.rows_needed,
         notes=searched.preflight.notes,
         blame=() if feasible else blame(best.outcome, searched.findings),
-        advice=() if feasible else advice(study.job, best, searched.findings),
+        advice=() if feasible else advice(job, best, searched.findings),
         phases={name: round(seconds, 3) for name, seconds in study.phases.items()},
         environment=environment() | {"target": study.job.target.name},
     )
@@ -233,15 +250,17 @@ def _named(outcome: Outcome, file: str) -> Outcome:
 def _leave_files(study: Study, best: Certificate, result: JobResult) -> None:
     """best.onnx in the folder; in pareto/ only what the result names."""
     pareto = study.folder / "pareto"
-    source = pareto / f"{best.outcome.trial}.onnx"
+    source, target = pareto / f"{best.outcome.trial}.onnx", study.folder / "best.onnx"
     kept = {outcome.file for outcome in result.pareto}
-    target = study.folder / "best.onnx"
-    if source.name in kept:
-        target.write_bytes(source.read_bytes())
-    else:
-        source.replace(target)
-    for file in pareto.glob("*.onnx"):
-        if file.name not in kept:
-            Path(file).unlink()
-    if not any(pareto.iterdir()):
-        pareto.rmdir()
+    try:
+        if source.name in kept:
+            shutil.copyfile(source, target)
+        else:
+            source.replace(target)
+        for file in pareto.glob("*.onnx"):
+            if file.name not in kept:
+                file.unlink()
+        if not any(pareto.iterdir()):
+            pareto.rmdir()
+    except OSError as error:
+        raise disk_error(error, "writing best.onnx") from error

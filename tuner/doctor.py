@@ -23,7 +23,7 @@ from tuner.measure.latency import alone, compare_latency
 from tuner.measure.runtime import Session, environment, processor_features
 from tuner.model.graph import Model, serialize
 from tuner.plan import QUANTIZE, CompressionPlan, Step
-from tuner.survey import cost_cache
+from tuner.cost_table import cost_cache
 
 RUNTIME = "onnxruntime-cpu"
 PROBES = ("u8-asym-minmax/s8-sym-channel", "s8-asym-minmax/s8-sym-channel", "u8-asym-minmax/u8-asym-tensor")

@@ -84,5 +84,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 def disk_error(error: OSError, doing: str) -> StorageError:
     """An operating system's error while writing, as an error that says what to do."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    way_out = "Free some space" if full else "Choose another folder with --out or change its permissions"
-    return StorageError(f"{doing} failed: {error.strerror or error} ({error.filename or 'no file named'}). {way_out}, then go on with --resume.")
+    way_out = "Free some space, then go on with --resume" if full else "Choose another folder, or change its permissions"
+    return StorageError(f"{doing} failed: {error.strerror or error} ({error.filename or 'no file named'}). {way_out}.")

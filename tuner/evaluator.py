@@ -27,7 +27,7 @@ from tuner.data.dataset import Dataset, InputInfo
 from tuner.data.metrics import Metric, resolve_metric
 from tuner.data.roles import Roles, open_roles
 from tuner.errors import JobError, TrialError
-from tuner.job import Constraint, JobSpec
+from tuner.job import COSTS, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, score
 from tuner.measure.footprint import compressed_size
 from tuner.measure.judge import Allowance, allowance, drop_interval, is_cost, judge_cost, judge_drop, judge_early
@@ -74,7 +74,8 @@ class Evaluator:
         if not any(layer.options for layer in space.layers):
             kinds = ", ".join(self.target.layers)
             raise JobError(
-                f"model {self.job.model} has no layer that the space '{space.name}' can compress; it needs at least one of {kinds} with a float weight",
+                f"model {self.job.model} has no layer that the space '{space.name}' can compress; "
+                f"it needs at least one of {kinds} with a float weight",
                 field="space",
             )
         return space
@@ -86,13 +87,18 @@ class Evaluator:
 
     @cached_property
     def metrics(self) -> list[Metric]:
-        """The job's metrics, then those that only constraints or objectives name."""
-        labels = self.roles.validation.has_labels
-        asked = [resolve_metric(name, labels) for name in self.job.metrics]
-        for constraint in self.job.constraints:
-            if not is_cost(constraint) and constraint.metric not in {m.name for m in asked}:
-                asked.append(resolve_metric(constraint.metric, labels))
-        return asked
+        """The job's metrics, then those that only constraints or objectives name; each once."""
+        names = [*self.job.metrics, *(c.metric for c in self.constraints), *(o for o in self.job.objectives if o not in COSTS)]
+        return list({metric.name: metric for metric in map(self._metric, names)}.values())
+
+    @cached_property
+    def constraints(self) -> list[Constraint]:
+        """The job's constraints on metrics, each with its metric's own name."""
+        asked = [constraint for constraint in self.job.constraints if not is_cost(constraint)]
+        return [constraint.model_copy(update={"metric": self._metric(constraint.metric).name}) for constraint in asked]
+
+    def _metric(self, name: str) -> Metric:
+        return resolve_metric(name, self.roles.validation.has_labels)
 
     @cached_property
     def layers(self) -> list[LayerInfo]:
@@ -154,18 +160,19 @@ class Evaluator:
         symmetric = any("-sym-" in option.split("/")[0] for layer in self.space.layers for option in layer.options)
         names = observed_tensors(self.prepared, self.target, symmetric)
         session = Session(exposing(self.prepared, names), self.threads)
-        found = collect(self.prepared, names, self._calibration_batches(session, names), self._quietly(session))
+        found = collect(self.prepared, names, self._calibration_batches(session), self._quietly(session))
         stored_statistics.save(path, found)
         return found
 
-    def _calibration_batches(self, session: Session, names: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
-        rows = self.roles.calibration
-        one = sum(array.nbytes for array in session.run(rows.batch(np.arange(self.fixed_batch or 1)), None))
-        size = self.fixed_batch or block_rows(one)
-        whole = len(rows) // size * size if self.fixed_batch else len(rows)
-        for first in range(0, whole or size, size):
+    def _calibration_batches(self, session: Session) -> Iterator[dict[str, NDArray[Any]]]:
+        """A model with a fixed batch sees whole batches only, so that no row counts twice; with less than one, rows repeat."""
+        rows, fixed = self.roles.calibration, self.fixed_batch
+        one = sum(array.nbytes for array in session.run(rows.batch(np.arange(fixed or 1) % len(rows)), None))
+        size = fixed or block_rows(one)
+        end = max(len(rows) // fixed, 1) * fixed if fixed else len(rows)
+        for first in range(0, end, size):
             self.between()
-            yield rows.batch(np.arange(first, min(first + size, len(rows))))
+            yield rows.batch(np.arange(first, min(first + size, end)) % len(rows))
 
     def _quietly(self, session: Session) -> Callable[[Mapping[str, NDArray[Any]], Sequence[str]], list[NDArray[Any]]]:
         def run(feed: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
@@ -178,18 +185,11 @@ class Evaluator:
     def compressor(self) -> Compressor:
         return Compressor(self.model, self.prepared, self.statistics, self.target, self.data_digest)
 
-    def allowances(self, split: Split) -> dict[str, tuple[Metric, Allowance]]:
-        """{metric: what its first constraint allows on this split}; costs have none."""
-        found: dict[str, tuple[Metric, Allowance]] = {}
-        for constraint in self.job.constraints:
-            if not is_cost(constraint):
-                metric = self.metric(constraint)
-                found[constraint.metric] = (metric, allowance(constraint, metric.direction, split.base_value(metric)))
-        return found
-
-    def metric(self, constraint: Constraint) -> Metric:
-        name = resolve_metric(constraint.metric, self.roles.validation.has_labels).name
-        return next(metric for metric in self.metrics if metric.name == name)
+    def allowances(self, split: Split) -> list[tuple[Metric, Allowance]]:
+        """What each constraint on a metric allows on this split, in the job's order; costs have none."""
+        known = {metric.name: metric for metric in self.metrics}
+        asked = [(known[constraint.metric], constraint) for constraint in self.constraints]
+        return [(metric, allowance(c, metric.direction, split.base_value(metric))) for metric, c in asked]
 
     def build(self, plan: CompressionPlan, timings: dict[str, float]) -> tuple[AppliedPlan, bytes]:
         """The applied plan with its digest, and the file's bytes."""
@@ -200,7 +200,14 @@ class Evaluator:
         return applied.model_copy(update={"result_sha256": hashlib.sha256(data).hexdigest()}), data
 
     def evaluate(
-        self, number: int, plan: CompressionPlan, assignment: Assignment, *, aims: Mapping[str, float], measure_latency: bool, full: bool = False
+        self,
+        number: int,
+        plan: CompressionPlan,
+        assignment: Assignment,
+        *,
+        aims: Mapping[str, float],
+        measure_latency: bool,
+        full: bool = False,
     ) -> TrialResult:
         """Compress, load, score on validation, and where every constraint is met so far, time.
 
@@ -221,7 +228,7 @@ class Evaluator:
         if measure_latency and met:
             with step("latency", timings):
                 latency = self.time(session if self.threads == self.job.target.threads else Session(data, self.job.target.threads))
-            measurements["latency_ms"] = self._latency(latency.candidate_ms, latency)
+            measurements["latency_ms"] = self.latency_measurement(latency.candidate_ms, latency)
         verdicts += [judge_cost(c, measurements) for c in self.job.constraints if is_cost(c)]
         stopped = not scored.complete and any(verdict.decision == "missed" for verdict in verdicts)
         return TrialResult(
@@ -262,7 +269,7 @@ class Evaluator:
         units = {"macs": "", "params": ""}
         return {n: Measurement(metric=n, value=v, unit=units.get(n, "bytes"), direction="lower") for n, v in found.items()}
 
-    def _latency(self, milliseconds: float, latency: Latency) -> Measurement:
+    def latency_measurement(self, milliseconds: float, latency: Latency) -> Measurement:
         return Measurement(
             metric="latency_ms",
             value=milliseconds,
@@ -276,10 +283,10 @@ class Evaluator:
     def _tests(self, aims: Mapping[str, float]) -> list[EarlyTest]:
         """Early tests for all constraints, or none: where one cannot be decided early, every row is needed anyway."""
         tests = []
-        for name, (metric, allowed) in self.allowances(self.validation).items():
+        for metric, allowed in self.allowances(self.validation):
             if metric.score is None or metric.bounds is None:
                 return []
-            tests.append(EarlyTest(metric, allowed, aims.get(name, allowed.allowed), EARLY_ALPHA))
+            tests.append(EarlyTest(metric, allowed, aims.get(metric.name, allowed.allowed), EARLY_ALPHA))
         return tests
 
     def _verdicts(self, split: Split, scored: Scored, tests: Sequence[EarlyTest]) -> list[Verdict]:
@@ -304,7 +311,7 @@ class Evaluator:
         """Verdicts on a split that was scored whole. confidence: replaces the constraints' own, where they have one.
         exact: the candidate is the original, which differs from itself on no row of any data."""
         found = []
-        for metric, allowed in self.allowances(split).values():
+        for metric, allowed in self.allowances(split):
             sure = confidence if confidence is not None and allowed.constraint.confidence is not None else allowed.confidence
             nothing = Interval(value=0.0, lower=0.0, upper=0.0, confidence=sure)
             drop = nothing if exact else self._drop(split, scored, metric, allowed, sure, resamples)
@@ -327,8 +334,17 @@ class Evaluator:
 
 
 def first_output(session: Session) -> Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]:
-    name = session.output_names[:1]
-    return lambda feed: session.run(feed, name)[0]
+    """Runs a session for its first output. A model with a fixed batch takes fewer rows too: the first one fills up."""
+    name, fixed = session.output_names[:1], session.fixed_batch
+
+    def run(feed: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        rows = len(next(iter(feed.values())))
+        if fixed is None or rows >= fixed:
+            return session.run(feed, name)[0]
+        whole = {key: np.concatenate([array, np.repeat(array[:1], fixed - rows, axis=0)]) for key, array in feed.items()}
+        return session.run(whole, name)[0][:rows]
+
+    return run
 
 
 @contextmanager

@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuner import errors
-from tuner.errors import InputError, JobCancelled, TrialError
+from tuner.errors import InputError, JobCancelled, TrialError, disk_error
 from tuner.job import JobSpec
 
 Progress = Callable[[int, int], None]
 LOG_LINES = 12
+LAST_MOMENT_SECONDS = 1.0
 
 
 class Executor(Protocol):
     """Runs a worker's calls (see `tuner.worker.Calls`) somewhere. Arguments and results are plain JSON values."""
 
-    def call(self, name: str, arguments: dict[str, Any], *, timeout: float, progress: Progress = lambda done, total: None) -> Any:
+    def call(self, name: str, arguments: dict[str, Any], *, timeout: float, progress: Progress = lambda _done, _total: None) -> Any:
         """The call's result. Raises TrialError where the call broke, its process died or `timeout` seconds passed; the
         InputError that the call raised; JobCancelled after `cancel`. May be called from several threads at once."""
 
@@ -41,14 +42,18 @@ class LocalExecutor:
 
     def __init__(self, job: JobSpec, cache: Path, command: Sequence[str] = (sys.executable, "-m", "tuner.worker")) -> None:
         self._settings = {"job": job.model_dump(mode="json"), "cache": str(cache), "memory_gb": job.budget.memory_gb}
-        self._command, self._cache = tuple(command), cache
+        self._command = tuple(command)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, f"creating the folder {cache}") from error
         self._cancelled = threading.Event()
         self._all = [_Child(self._command, self._settings, cache / f"worker-{index}.log") for index in range(job.budget.parallel)]
         self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
         for child in reversed(self._all):
             self._free.put(child)
 
-    def call(self, name: str, arguments: dict[str, Any], *, timeout: float, progress: Progress = lambda done, total: None) -> Any:
+    def call(self, name: str, arguments: dict[str, Any], *, timeout: float, progress: Progress = lambda _done, _total: None) -> Any:
         child = self._free.get()
         try:
             if self._cancelled.is_set():
@@ -67,7 +72,7 @@ class LocalExecutor:
 
     def close(self) -> None:
         for child in self._all:
-            child.kill()
+            child.end()
 
 
 class _Child:
@@ -76,10 +81,12 @@ class _Child:
     def __init__(self, command: tuple[str, ...], settings: dict[str, Any], log: Path) -> None:
         self._command, self._settings, self._log = command, settings, log
         self._process: subprocess.Popen[str] | None = None
+        self._log_start = 0
+        self._lock = threading.Lock()
+        self._ended = False
 
     def call(self, name: str, arguments: dict[str, Any], timeout: float, progress: Progress) -> Any:
-        process = self._running()
-        timed_out = threading.Event()
+        process, timed_out = self._running(), threading.Event()
 
         def expire() -> None:
             timed_out.set()
@@ -92,10 +99,15 @@ class _Child:
             self._send(process, {"call": name, "args": arguments})
             return self._reply(process, progress)
         except (EOFError, BrokenPipeError, json.JSONDecodeError):
-            self.kill()
+            self._settle(process)
             if timed_out.is_set():
                 raise TrialError(f"'{name}' took longer than {timeout:.0f} s and was ended", step=name, kind="Timeout") from None
             raise TrialError(self._epitaph(process), step=name, kind="WorkerDied") from None
+        except (InputError, TrialError):
+            raise
+        except BaseException:
+            self.kill()  # Its reply is still to come and must not be taken for that of the next call.
+            raise
         finally:
             timer.cancel()
 
@@ -108,7 +120,25 @@ class _Child:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def end(self) -> None:
+        """End the process and start no other."""
+        with self._lock:
+            self._ended = True
+            self.kill()
+
+    def _settle(self, process: subprocess.Popen[str]) -> None:
+        """Let a process that closed its end of the pipe die of its own cause, so that the cause can be told."""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LAST_MOMENT_SECONDS)
+        self.kill()
+
     def _running(self) -> subprocess.Popen[str]:
+        with self._lock:
+            if self._ended:
+                raise TrialError("the executor was closed", step="start", kind="Closed")
+            return self._started()
+
+    def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
             return self._process
         if self._process is not None:
@@ -116,6 +146,7 @@ class _Child:
                 with suppress(OSError):
                     stream and stream.close()
         with self._log.open("a") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
             )
@@ -150,6 +181,7 @@ class _Child:
         cause = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit status {code}"
         hint = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
         with suppress(OSError), self._log.open(errors="replace") as log:
+            log.seek(self._log_start)
             last = [line.strip() for line in deque(log, maxlen=LOG_LINES) if line.strip()]
             return f"the worker ended {cause}{hint}" + (f"; its last words: {last[-1][:300]}" if last else "")
         return f"the worker ended {cause}{hint}"
@@ -160,4 +192,4 @@ def _input_error(type: str, message: str, field: str | None) -> InputError:
     found = getattr(errors, type, InputError)
     if not issubclass(found, InputError) or found is errors.UnknownName:
         found = errors.JobError
-    return found(message, field=field)  # type: ignore[no-any-return]
+    return found(message, field=field)

@@ -15,7 +15,8 @@ from tuner.report import render_report
 from tuner.results import JobResult, SensitivityRow, TrialResult
 
 FIXED_COLUMNS = (
-    "number state feasible drop drop_lower drop_upper verdict samples speedup speedup_lower speedup_upper seconds plan_digest notes error".split()
+    *("number", "state", "feasible", "drop", "drop_lower", "drop_upper", "verdict", "samples"),
+    *("speedup", "speedup_lower", "speedup_upper", "seconds", "plan_digest", "notes", "error"),
 )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from markupsafe import Markup
 
 from search_spaces.schemes import FLOAT
-from tuner.charts import Axis, Bar, Cell, Point, bars, finite, plain, scatter, steps, strip, swatch
+from tuner.charts import Axis, Bar, Cell, Point, bars, chip, finite, plain, scatter, steps, strip, swatch
 from tuner.job import COST_METRICS, COSTS, JobSpec
 from tuner.results import JobResult, SensitivityRow, TrialResult, TrialState, Verdict
 from tuner.wording import COST_NAMES, DropWords, axis_unit, number, quantity
@@ -18,6 +18,8 @@ from tuner.wording import COST_NAMES, DropWords, axis_unit, number, quantity
 WIDE, NARROW = 880.0, 340.0
 """Each chart is drawn twice; the style sheet shows the one that fits."""
 LAYERS_DRAWN = 25
+OUTLIER = 5
+"""A drop this many times the allowed one (or the best plan's) is not drawn to scale."""
 OBJECTIVE_COSTS = dict(zip(COSTS, COST_METRICS, strict=True))
 
 KINDS = {
@@ -126,11 +128,11 @@ def trade_off(result: JobResult, trials: Sequence[TrialResult], cost: Cost, judg
     if cost.original is not None:
         extra.append(Point(cost.original / scale, 0.0, "original", f"original model: {quantity(cost.key, cost.original)}"))
     heights = [*(p.y for p in points), *(p.low for p in points), *(p.high for p in points), 0.0, factor * (judged.allowed or 0.0)]
-    y = Axis.around(judged.words.axis, [min(max(h, -factor * top), factor * top) for h in finite(heights)])
+    y = Axis.around(judged.words.axis, [h for h in finite(heights) if abs(h) <= 1.2 * factor * max(top, judged.allowed or 0.0)])
     x = Axis.around(", ".join(filter(None, (cost.name, unit))), [p.x for p in (*points, *extra)])
     target = None if judged.allowed is None else (factor * judged.allowed, f"target: at most {judged.words.short(judged.allowed)}")
     full = [(c / scale, factor * v.drop) for t, v in seen if t.state == TrialState.COMPLETE and (c := cost.measured(t)) is not None]
-    drawn = [*extra, *points] if points else []
+    drawn = [*points, *extra] if points else []
     label = f"{judged.words.axis} against {cost.name} for {len(points)} trials"
     chart = _both(lambda width: scatter(drawn, x, y, label=label, width=width, target=target, front=pareto_front(full)))
     above = sum(v.drop > top for _, v in seen)
@@ -158,11 +160,12 @@ def history(trials: Sequence[TrialResult], cost: Cost) -> Figure:
     failed = [float(t.number) for t in trials if t.state == TrialState.FAILED]
     x = Axis.around("trial", [float(t.number) for t in trials])
     y = Axis.around(cost.gain_name, [1.0, *gains.values()], show=lambda value: f"{plain(value)}×")
-    label = f"Best {cost.gain_name} so far: {f'{best:.2f}×, reached by trial {max(gains, key=lambda n: gains[n])}' if gains else 'no trial met the target'}"
-    kinds = [Point(0, 0, "failed")] * bool(failed)
+    winner = max(gains, key=lambda n: gains[n], default=None)
+    reached = "no trial met the target and was measured" if winner is None else f"{best:.2f}×, first reached by trial {winner}"
+    label = f"Best {cost.gain_name} so far: {reached}"
     chart = _both(lambda width: steps(values, x, y, label=label, width=width, points=points, failed=failed))
-    legend = ((Markup(swatch("feasible")), KINDS["feasible"]),) * bool(gains) + ((Markup(swatch("failed")), "failed"),) * bool(kinds)
-    return Figure(chart, legend, (f"{label}.",))
+    legend = [("feasible", KINDS["feasible"])] * bool(gains) + [("failed", "failed")] * bool(failed)
+    return Figure(chart, tuple((Markup(swatch(kind)), words) for kind, words in legend), (f"{label}.",))
 
 
 @dataclass(frozen=True)
@@ -197,8 +200,7 @@ def layer_strip(rows: Sequence[LayerRow]) -> Figure:
     cells = [Cell(row.code, row.fill, f"{row.number}. {row.name}: {row.scheme}") for row in rows]
     counts = Counter((row.code, row.fill, row.scheme) for row in rows).most_common()
     label = "Choice per layer: " + ", ".join(f"{count} × {scheme}" for (_, _, scheme), count in counts)
-    samples = [(strip([Cell(code, fill, scheme)], label=scheme, width=64), f"{scheme} ({count})") for (code, fill, scheme), count in counts]
-    legend = tuple((Markup(svg), words) for svg, words in samples)
+    legend = tuple((Markup(chip(Cell(code, fill, ""))), f"{scheme}: {count}") for (code, fill, scheme), count in counts)
     return Figure(_both(lambda width: strip(cells, label=label, width=width)), legend)
 
 
@@ -217,8 +219,8 @@ def _both(draw: Callable[[float], str]) -> Markup:
 
 def _ceiling(drops: Sequence[float], allowed: float | None, best: float) -> float:
     """The largest drop that is drawn to scale, so that a broken trial does not flatten all others."""
-    worst = max(drops, default=0.0)
-    return min(worst, 5 * max(allowed or 0.0, best)) if max(allowed or 0.0, best) > 0 else worst
+    scale = max(allowed or 0.0, best)
+    return max((drop for drop in drops if drop <= OUTLIER * scale or scale <= 0), default=scale)
 
 
 def _trial_point(trial: TrialResult, verdict: Verdict, cost: Cost, words: DropWords, scale: float) -> Point:
@@ -237,13 +239,13 @@ def _failed_point(trial: TrialResult, cost: Cost, scale: float, top: float) -> P
 
 def _legend(points: Sequence[Point]) -> tuple[tuple[Markup, str], ...]:
     kinds = Counter(p.kind for p in points if p.x is not None)
-    return tuple((Markup(swatch(kind)), f"{words} ({kinds[kind]})" if kind != "original" else words) for kind, words in KINDS.items() if kinds[kind])
+    return tuple((Markup(swatch(kind)), f"{words}: {kinds[kind]}") for kind, words in KINDS.items() if kinds[kind])
 
 
 def _trade_off_remarks(above: int, missing: int, hollow: bool) -> tuple[str, ...]:
     remarks = []
     if hollow:
-        remarks.append("Hollow marks: latency predicted from the layers measured one by one; only trials that meet the target are timed whole.")
+        remarks.append("Hollow marks: latency predicted from layers timed one by one. Only trials that meet the target are timed whole.")
     if above:
         remarks.append(f"{above} trial{'s' * (above > 1)} with a larger drop than the axis shows: drawn on its top edge.")
     if missing:

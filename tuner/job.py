@@ -3,6 +3,7 @@ are this one type."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,10 +55,10 @@ class Constraint(Frozen):
     """Either a drop from the original (`max_drop`) or a limit (`at_least`, `at_most`)."""
 
     metric: str
-    max_drop: Annotated[float, Field(ge=0)] | None = None
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     relative: bool = False
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None
     confidence: Annotated[float, Field(gt=0.5, lt=1)] | None = None
 
     @model_validator(mode="after")
@@ -143,7 +144,8 @@ def load_job(path: Path) -> JobSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"the job file {path} cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML job file") from error
+        reason = getattr(error, "strerror", None) or error
+        raise JobError(f"the job file {path} cannot be read ({reason}); give the path of a YAML job file") from error
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -158,28 +160,52 @@ def parse_job(raw: dict[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors(include_url=False, include_context=False)]
-        raise JobError("; ".join(problems), field=".".join(map(str, error.errors()[0]["loc"]))) from error
+        found = error.errors(include_url=False, include_context=False)
+        items = [item for item in found if not _follows(item, found)]
+        raise JobError("; ".join(map(_problem, items)), field=_where(items[0])) from error
+
+
+def _follows(item: Any, found: Sequence[Any]) -> bool:
+    """Does the complaint only follow from another? A list whose entries were refused counts as too short, and `space` is
+    complained about once as a name and once as a mapping."""
+    location = item["loc"]
+    if location == ("space", "SpaceSpec" if isinstance(item["input"], str | int) else "str"):
+        return True
+    return item["type"] == "too_short" and any(len(o["loc"]) > len(location) and o["loc"][: len(location)] == location for o in found)
+
+
+def _where(item: Any) -> str:
+    return ".".join(str(part) for part in item["loc"] if part not in ("str", "SpaceSpec"))
+
+
+_WORDING = {
+    "too_short": "must have at least one entry",
+    "tuple_type": "must be a list",
+    "model_type": "must be a mapping",
+    "string_type": "must be a text",
+    "missing": "is missing and has no default; add it",
+}
 
 
 def _problem(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "job"
+    where = _where(item) or "job"
     if item["type"] == "extra_forbidden":
         return f"{where}: {unknown_name('key', str(item['loc'][-1]), _known_keys(item['loc'][:-1]))}"
-    if item["type"] == "missing":
-        return f"{where} is missing; every job needs it"
-    shown = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+    shown = "" if isinstance(item["input"], dict) and item["type"] != "string_type" else f", got {item['input']!r}"
+    if item["loc"] == ("space", "str"):
+        return f"space must be a preset's name or a mapping{shown}"
+    if item["type"] in _WORDING:
+        return f"{where} {_WORDING[item['type']]}{shown}"
     return f"{where}: {item['msg'].removeprefix('Value error, ')}{shown if 'got' not in item['msg'] else ''}"
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """The keys that the model at `location` knows."""
-    model: type[BaseModel] = JobSpec
-    for part in location:
-        nested = {"data": DataSpec, "constraints": Constraint, "budget": Budget, "target": Target, "space": SpaceSpec, "SpaceSpec": SpaceSpec}
-        nested |= dict.fromkeys(("calibration", "training", "validation", "holdout"), DataRef)
-        model = nested.get(part, model)
-    return list(model.model_fields)
+    nested: dict[Any, type[BaseModel]] = {"data": DataSpec, "constraints": Constraint, "budget": Budget, "target": Target}
+    nested |= {"space": SpaceSpec}
+    nested |= dict.fromkeys(("calibration", "training", "validation", "holdout"), DataRef)
+    known = [nested[part] for part in location if part in nested]
+    return list((known[-1] if known else JobSpec).model_fields)
 
 
 def _anchor(job: JobSpec, folder: Path) -> JobSpec:
@@ -192,4 +218,16 @@ def _anchor(job: JobSpec, folder: Path) -> JobSpec:
     return job.model_copy(update={"model": absolute(job.model), "data": job.data.model_copy(update=data)})
 
 
-__all__ = ["COSTS", "COST_METRICS", "Budget", "Constraint", "DataRef", "DataSpec", "InputError", "JobSpec", "Target", "load_job", "parse_job"]
+__all__ = [
+    "COSTS",
+    "COST_METRICS",
+    "Budget",
+    "Constraint",
+    "DataRef",
+    "DataSpec",
+    "InputError",
+    "JobSpec",
+    "Target",
+    "load_job",
+    "parse_job",
+]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
 
 from search_spaces.capability import known_targets
-from search_spaces.presets import load_preset, preset_names
+from search_spaces.presets import preset_names
 from tuner.data.dataset import check_labels
 from tuner.data.metrics import METRICS, Metric, check_classes, degenerate
 from tuner.errors import DataError, JobError, UnknownName
@@ -30,7 +32,8 @@ def check_names(job: JobSpec) -> None:
     if isinstance(job.space, str) and job.space not in preset_names():
         raise UnknownName("space", job.space, preset_names(), field="space")
     for name in job.metrics:
-        _metric(name, "metrics")
+        if name != "auto" and name not in METRICS:
+            raise UnknownName("metric", name, [*METRICS], field="metrics")
     for objective in job.objectives:
         if objective not in COSTS and objective not in METRICS:
             raise UnknownName("objective", objective, [*COSTS, *METRICS], field="objectives")
@@ -38,23 +41,24 @@ def check_names(job: JobSpec) -> None:
         if constraint.metric in COST_METRICS:
             if constraint.at_most is None:
                 raise JobError(f"constraint on {constraint.metric}: a cost can only be limited with at_most", field="constraints")
-        elif constraint.metric not in METRICS and constraint.metric != "auto":
+        elif constraint.metric == "auto":
+            continue
+        elif constraint.metric not in METRICS:
             raise UnknownName("metric of a constraint", constraint.metric, [*METRICS, *COST_METRICS], field="constraints")
         else:
-            _check_reachable(constraint, _metric(constraint.metric, "constraints"))
+            _check_reachable(constraint, METRICS[constraint.metric])
     if all(constraint.metric in COST_METRICS for constraint in job.constraints):
         raise JobError("no constraint protects accuracy; add one like {metric: top1, max_drop: 0.01}", field="constraints")
 
 
-def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambda done, total: None) -> Preflight:
+def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Preflight:
     """Run every check that needs the model and the data. Raises the InputError that says what is wrong.
 
     Scores the original on the validation rows on the way (kept on disk for all trials)."""
     job = evaluator.job
+    _check_unchanged(evaluator)
     space, roles = evaluator.space, evaluator.roles
     notes = [*roles.notes]
-    if roles.excluded:
-        notes.append(f"holdout: {roles.excluded} rows were taken out because the search sees equal ones")
     processor = evaluator.target.processor(processor_features())
     notes += [f"processor: {processor.warning}"] if processor.warning else []
     _check_repeatable(evaluator)
@@ -68,7 +72,9 @@ def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambd
         reason = degenerate(metric, measurements[metric.name].value, outputs[:4096], _labels(evaluator, 4096))
         if reason:
             raise DataError(f"the baseline says nothing: {reason}", field="metrics")
-    allowed = {name: limit.allowed for name, (_, limit) in evaluator.allowances(evaluator.validation).items()}
+    allowed: dict[str, float] = {}
+    for metric, limit in evaluator.allowances(evaluator.validation):
+        allowed[metric.name] = min(limit.allowed, allowed.get(metric.name, limit.allowed))
     notes += _sample_notes(evaluator)
     return Preflight(
         space=space,
@@ -91,33 +97,48 @@ def search_aims(evaluator: Evaluator, discordance: float) -> dict[str, float]:
     Without a confidence, what the constraint allows. With one, less by the bound's expected half-width on the holdout, so that what
     passes has a fair chance of being certified; never less than half of what is allowed."""
     rows = len(evaluator.roles.holdout)
-    aims = {}
-    for name, (metric, limit) in evaluator.allowances(evaluator.validation).items():
-        aims[name] = limit.allowed
+    aims: dict[str, float] = {}
+    for metric, limit in evaluator.allowances(evaluator.validation):
+        aim = limit.allowed
         if limit.constraint.confidence is not None and limit.allowed > 0 and metric.score is not None:
             # The first finalist is tested at half of the allowed error, see certify.
             z = float(norm.ppf(1 - (1 - limit.constraint.confidence) / 2))
             margin = z * np.sqrt(max(discordance, 1 / rows) / rows)
-            aims[name] = max(limit.allowed - float(margin), limit.allowed / 2)
+            aim = max(limit.allowed - float(margin), limit.allowed / 2)
+        aims[metric.name] = min(aim, aims.get(metric.name, aim))
     return aims
 
 
-def _metric(name: str, field: str) -> Metric | None:
-    if name == "auto":
-        return None
-    if name not in METRICS:
-        raise UnknownName("metric", name, [*METRICS], field=field)
-    return METRICS[name]
-
-
-def _check_reachable(constraint: Constraint, metric: Metric | None) -> None:
-    if metric is None or metric.bounds is None or constraint.max_drop is not None:
+def _check_reachable(constraint: Constraint, metric: Metric) -> None:
+    if metric.bounds is None or constraint.max_drop is not None:
         return
     low, high = metric.bounds
     if constraint.at_least is not None and constraint.at_least > high:
-        raise JobError(f"constraint: {metric.name} can be at most {high:g}, got at_least {constraint.at_least:g}; is it a percentage?", field="constraints")
+        raise JobError(
+            f"constraint: {metric.name} can be at most {high:g}, got at_least {constraint.at_least:g}; is it a percentage?",
+            field="constraints",
+        )
     if constraint.at_most is not None and constraint.at_most < low:
         raise JobError(f"constraint: {metric.name} is never below {low:g}, got at_most {constraint.at_most:g}", field="constraints")
+
+
+def _check_unchanged(evaluator: Evaluator) -> None:
+    """What is cached belongs to the files as they were when the job began: a resumed job must find the same."""
+    found = {"model": evaluator.model.sha256}
+    for role, ref in evaluator.job.data.roles().items():
+        path = Path(ref.file)
+        if path.is_file():
+            found[role] = f"{path.stat().st_size} bytes, changed {path.stat().st_mtime_ns}"
+    path = evaluator.cache / "inputs.json"
+    if not path.is_file():
+        path.write_text(json.dumps(found))
+        return
+    for name, known in json.loads(path.read_text()).items():
+        if found.get(name) != known:
+            raise JobError(
+                f"the {name} file has changed since this job began ({known} then, {found.get(name)} now); "
+                "put the old one back, or start a new job"
+            )
 
 
 def _check_repeatable(evaluator: Evaluator) -> None:
@@ -147,20 +168,10 @@ def _check_metric(evaluator: Evaluator, metric: Metric) -> None:
     if classes is not None:
         check_labels(evaluator.roles.validation, classes)
         check_labels(evaluator.roles.holdout, classes)
-    value = allowance_problem(evaluator, metric)
-    if value:
-        raise JobError(value, field="constraints")
-
-
-def allowance_problem(evaluator: Evaluator, metric: Metric) -> str | None:
-    """Why a constraint on this metric cannot be judged; None where it can."""
-    for constraint in evaluator.job.constraints:
+    for constraint in evaluator.constraints:
         if constraint.metric == metric.name:
-            try:
-                allowance(constraint, metric.direction, 1.0)
-            except JobError as error:
-                return str(error)
-    return None
+            _check_reachable(constraint, metric)
+            allowance(constraint, metric.direction, 1.0)  # Refuses a limit on the wrong side.
 
 
 def _labels(evaluator: Evaluator, rows: int) -> np.ndarray | None:
@@ -171,14 +182,14 @@ def _labels(evaluator: Evaluator, rows: int) -> np.ndarray | None:
 def _sample_notes(evaluator: Evaluator) -> list[str]:
     """Can so many rows certify so small a drop at all, even if no row changed?"""
     notes = []
-    for name, (metric, limit) in evaluator.allowances(evaluator.validation).items():
+    for metric, limit in evaluator.allowances(evaluator.validation):
         confidence, rows = limit.constraint.confidence, len(evaluator.roles.holdout)
         if confidence is None or metric.score is None or limit.allowed <= 0:
             continue
         needed = samples_needed(limit.allowed, 0.0, confidence)
         if needed > rows:
             notes.append(
-                f"{rows} holdout rows cannot certify a drop of {limit.allowed:.4g} in {name} at {confidence:.0%} confidence, even for a model that "
-                f"gets every row as before: at least {needed} are needed"
+                f"{rows} holdout rows cannot certify a drop of {limit.allowed:.4g} in {metric.name} at {confidence:.0%} confidence, "
+                f"even for a model that gets every row as before: at least {needed} are needed"
             )
     return notes

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from tuner.errors import UnknownName
+from tuner.errors import InputError, UnknownName
 
 ENTRY_POINT_GROUP = "accutune.plugins"
 
@@ -55,10 +55,19 @@ _loaded = False
 
 
 def load_plugins() -> None:
-    """Import every module that an installed distribution names in the group `accutune.plugins`, once."""
+    """Import every module that an installed distribution names in the group `accutune.plugins`, once.
+
+    InputError names a plug-in that cannot be imported: without it, what it registers would only seem to be misspelt."""
     global _loaded
     if _loaded:
         return
-    _loaded = True
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:
+            source = f" of {point.dist.name}" if point.dist else ""
+            raise InputError(
+                f"the plug-in '{point.name}'{source} ({point.value}) cannot be loaded: {type(error).__name__}: {error}. "
+                "Repair that package or uninstall it."
+            ) from error
+    _loaded = True

@@ -95,6 +95,8 @@ class TrialResult(Frozen):
     artefact: str | None = None
     timings: dict[str, float] = Field(default_factory=dict)
     """Seconds per step."""
+    attempt: int = 0
+    """Which of the questions to the strategy it answers; a search that is resumed counts on from here."""
 
     @property
     def finished(self) -> bool:

@@ -41,7 +41,7 @@ class Study:
     folder: Path
     store: TrialStore
     executor: Executor
-    observer: Observer = lambda event: None
+    observer: Observer = lambda _: None
     clock: Callable[[], float] = time.monotonic
     finish_now: bool = False
     """Ask for no further trial; certify the best of those recorded."""
@@ -70,7 +70,6 @@ class Study:
     def search(self) -> Searched:
         """Prepare and search until a budget, the stop rule or the space ends it. JobCancelled leaves the state for resuming."""
         ready = Preflight.model_validate(self._phase("prepare", "preflight"))
-        self._space = ready.space
         self.tell("prepare", preflight=ready)
         self._phase("calibrate", "calibrate")
         findings = Findings.model_validate(self._phase("sensitivity", "survey"))
@@ -84,12 +83,15 @@ class Study:
         self.phases["search"] = self.clock() - started
         return Searched(ready, findings, problem, aims, loop.history)
 
-    def certify(self, trial: TrialResult, attempt: int, path: Path) -> Certificate:
+    def certify(self, problem: Problem, trial: TrialResult, attempt: int, path: Path) -> Certificate:
         """The certificate of one finalist, made from the file that is written to `path`."""
-        arguments = {"number": trial.number, "plan": self.plan(trial.assignment), "attempt": attempt, "path": str(path)}
+        plan = make_plan(problem.space.decode(trial.assignment), self.job.seed).model_dump(mode="json")
+        arguments = {"number": trial.number, "plan": plan, "attempt": attempt, "path": str(path)}
         return Certificate.model_validate(self._call("certify", arguments))
 
-    def evaluate(self, problem: Problem, number: int, assignment: Assignment, aims: dict[str, float], timed: bool, full: bool = False) -> TrialResult:
+    def evaluate(
+        self, problem: Problem, number: int, assignment: Assignment, aims: dict[str, float], timed: bool, full: bool = False
+    ) -> TrialResult:
         """One trial, whatever becomes of it: what breaks is a failed row. JobCancelled passes through."""
         plan = make_plan(problem.space.decode(assignment), self.job.seed)
         arguments = {
@@ -120,9 +122,6 @@ class Study:
                 timings={"failed": self.clock() - started},
             )
 
-    def plan(self, assignment: Assignment) -> dict[str, Any]:
-        return make_plan(self._space.decode(assignment), self.job.seed).model_dump(mode="json")
-
     def tell(self, phase: Phase, message: str = "", **details: Any) -> None:
         self.observer(Event(phase=phase, message=message, seconds=self.seconds, **details))
 
@@ -137,7 +136,7 @@ class Study:
         self.save_clock()
         return result
 
-    def _call(self, name: str, arguments: dict[str, Any], progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
+    def _call(self, name: str, arguments: dict[str, Any], progress: Callable[[int, int], None] = lambda _done, _total: None) -> Any:
         return self.executor.call(name, arguments, timeout=PREPARE_SECONDS, progress=progress)
 
 
@@ -163,11 +162,11 @@ class _Loop:
         unfinished = (trial for trial in study.store.trials(study.job_id) if trial.state == TrialState.RUNNING)
         self.again = list(unfinished)
         """Trials that were running when the last run of this job was killed."""
-        self.attempt = len(finished)
+        self.attempt = max((trial.attempt for trial in [*finished, *self.again]), default=-1) + 1
         self.exhausted = False
 
     def run(self) -> None:
-        budget = self.study.job.budget
+        study, budget = self.study, self.study.job.budget
         pool = ThreadPoolExecutor(budget.parallel)
         try:
             while True:
@@ -176,8 +175,10 @@ class _Loop:
                 if not self.running:
                     break
                 done = wait(self.running, return_when=FIRST_COMPLETED).done
-                for future in done:
+                for future in sorted(done, key=lambda future: self.running[future].number):
                     self._finish(self.running.pop(future), future.result())
+            for trial in self.again:
+                study.store.save_trial(study.job_id, trial.model_copy(update={"state": TrialState.CANCELLED}))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -189,7 +190,7 @@ class _Loop:
             study.stop_reason = "every plan that the strategy asks for was tried"
         elif len(self.history) + len(self.running) >= budget.trials:
             study.stop_reason = f"the budget of {budget.trials} trials is spent"
-        elif study.seconds >= budget.seconds * (1 - CERTIFY_SHARE):
+        elif self.history and study.seconds >= budget.seconds * (1 - CERTIFY_SHARE):
             study.stop_reason = f"the budget of {budget.seconds:g} s is spent (a part of it is kept for certifying)"
         elif study.job.stop == "first" and any(trial.feasible for trial in self.history):
             study.stop_reason = "the first feasible trial was asked for"
@@ -198,9 +199,11 @@ class _Loop:
         return False
 
     def _start(self, pool: ThreadPoolExecutor) -> bool:
+        asked = self.study.clock()
         trial = self._next()
         if trial is None:
             return False
+        trial = trial.model_copy(update={"timings": {"ask": self.study.clock() - asked}})
         self.digests.add(trial.plan_digest)
         self.study.store.save_trial(self.study.job_id, trial)
         timed = self._worth_timing(trial.assignment)
@@ -212,31 +215,34 @@ class _Loop:
         """A trial that was cut off, else the strategy's next answer that is not known yet."""
         if self.again:
             return self.again.pop(0)
-        for _ in range(MAX_REPEATS):
-            asked = [*self.history, *self.running.values()]
-            assignment = self.study.strategy(self.problem, asked, self.attempt)
-            self.attempt += 1
+        asked = [*self.history, *self.running.values()]
+        for _ in range(MAX_REPEATS if len(self.digests) < self.problem.space.size - 1 else 0):
+            attempt, self.attempt = self.attempt, self.attempt + 1
+            assignment = self.study.strategy(self.problem, asked, attempt)
             if assignment is None:
                 break
             plan: CompressionPlan = make_plan(self.problem.space.decode(assignment), self.study.job.seed)
             if plan.digest() not in self.digests and not plan.identity:
                 number = max((trial.number for trial in asked), default=-1) + 1
-                return TrialResult(number=number, state=TrialState.RUNNING, assignment=assignment, plan_digest=plan.digest())
+                return TrialResult(
+                    number=number, state=TrialState.RUNNING, assignment=assignment, plan_digest=plan.digest(), attempt=attempt
+                )
         self.exhausted = True
         return None
 
     def _worth_timing(self, assignment: Assignment) -> bool:
-        """Only a candidate whose predicted latency can compete is timed."""
+        """Only a candidate whose predicted latency can compete is timed, unless its latency is limited."""
         job = self.study.job
-        if "latency" not in job.objectives and all(c.metric != "latency_ms" for c in job.constraints):
-            return False
-        if "latency" not in job.objectives:
+        if any(constraint.metric == "latency_ms" for constraint in job.constraints):
             return True
+        if "latency" not in job.objectives:
+            return False
         index = job.objectives.index("latency")
         rivals = [self.problem.predict(trial.assignment)[index] for trial in self.history if trial.speedup is not None]
         return self.problem.predict(assignment)[index] <= NEAR * min(rivals, default=float("inf"))
 
     def _finish(self, started: TrialResult, trial: TrialResult) -> None:
+        trial = trial.model_copy(update={"attempt": started.attempt})
         self.study.store.save_trial(self.study.job_id, trial)
         self.table.append(trial)
         self.history.append(trial)

@@ -2,14 +2,11 @@
 
 Harm: every layer is quantized alone once, at its reference scheme, and the change of the output is measured. The other schemes
 of the layer are scaled from that by their predicted noise, because for small noise the change of the output grows with the
-noise's energy. Latency: kernel times of the float model and of one model per kind of scheme, attributed to layers."""
+noise's energy. Latency: see cost_table.py."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,47 +14,48 @@ from numpy.typing import NDArray
 from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme, WeightScheme
 from search_spaces.space import LayerChoices
 from tuner.compress.quantization.affine import dequantize, quantize, weight_scale
-from tuner.compress.quantization.placement import OPERATOR_PREFIX, links
+from tuner.compress.quantization.placement import OPERATOR_PREFIX
 from tuner.compress.quantization.qdq import weight_axis
 from tuner.compress.quantization.ranges import expected_error
+from tuner.cost_table import latency_table, write_whole
 from tuner.evaluator import Evaluator, first_output
 from tuner.measure.accuracy import run_rows
 from tuner.measure.divergence import divergence
-from tuner.measure.profile import attribute_times, kernel_times
-from tuner.measure.runtime import Session, environment
-from tuner.plan import QUANTIZE, CompressionPlan, LayerQuant, Step, WeightQuant, digest_of
+from tuner.measure.runtime import Session
+from tuner.plan import QUANTIZE, CompressionPlan, Step, WeightQuant
 from tuner.results import Findings, SensitivityRow
 
 MACS_BUDGET = 4e11
-"""Multiply-accumulates that the sensitivity analysis may spend in all (about 20 s on one core); rows follow from it, not from the clock, so that the
-same job always sees the same figures."""
+"""Multiply-accumulates that the sensitivity analysis may spend in all (about 20 s on one core). Its rows follow from this and not
+from the clock, so that the same job always sees the same figures."""
 LEAST_ROWS, MOST_ROWS = 16, 256
-LEAST_HARM = 1e-12
+LEAST_HARM, MOST_HARM = 1e-12, 100.0
+"""Unrelated outputs diverge by about 2. A layer whose outputs are not even finite counts as MOST_HARM, so that sums stay finite."""
 
 Progress = Callable[[int, int], None]
 
 
-def survey(evaluator: Evaluator, progress: Progress = lambda done, total: None) -> Findings:
+def survey(evaluator: Evaluator, progress: Progress = lambda _done, _total: None) -> Findings:
     """Findings for the job's model and space, measured now or read from the cache of an earlier run."""
     path = evaluator.cache / "findings.json"
     if path.is_file():
         return Findings.model_validate_json(path.read_text())
-    latency, fixed_ms, crossings = _latency(evaluator)
-    rows, damage, discordance = _Sensitivity(evaluator, progress).run(latency)
+    latency = latency_table(evaluator)
+    rows, damage, discordance = _Sensitivity(evaluator, progress).run(latency.options)
     sizes, fixed_bytes = _sizes(evaluator)
     found = Findings(
         sensitivity=tuple(rows),
         damage=damage,
-        latency_ms=latency,
+        latency_ms=latency.options,
         size_bytes=sizes,
-        fixed_ms=fixed_ms,
+        fixed_ms=latency.fixed_ms,
         fixed_bytes=fixed_bytes,
-        links=tuple(crossings),
+        links=latency.links,
         discordance=discordance,
         macs=evaluator.macs,
         params=evaluator.model.parameters,
     )
-    _write(path, found.model_dump_json())
+    write_whole(path, found.model_dump_json())
     return found
 
 
@@ -91,11 +89,11 @@ class _Sensitivity:
             scheme = references[layer.name]
             if layer.name.startswith(OPERATOR_PREFIX):
                 without = self._changed({name: s for name, s in references.items() if name != layer.name})
-                harm = divergence(everything, outputs) - divergence(without, outputs)
+                harm = min(divergence(everything, outputs), MOST_HARM) - min(divergence(without, outputs), MOST_HARM)
             else:
                 harm = divergence(self._changed({layer.name: scheme}), outputs)
-            harm = max(harm, LEAST_HARM)
-            damage[layer.name] = {option: harm * self.noise.ratio(layer, option, scheme) for option in layer.options}
+            harm = min(max(harm, LEAST_HARM), MOST_HARM)
+            damage[layer.name] = {option: min(harm * self.noise.ratio(layer, option, scheme), MOST_HARM) for option in layer.options}
             info = layers.get(layer.name)
             rows.append(
                 SensitivityRow(
@@ -188,124 +186,6 @@ class _Noise:
         return self._weights[key]
 
 
-def _latency(evaluator: Evaluator) -> tuple[dict[str, dict[str, float]], float, list[tuple[str, str, float]]]:
-    """({layer: {option: ms}}, ms that no choice changes, conversions between neighbours); kept per machine and model."""
-    kinds = _kinds(evaluator.space.layers)
-    key = digest_of(
-        [1, environment()["processor"], environment()["onnxruntime"], evaluator.job.target.model_dump(), evaluator.model.sha256, kinds]
-        + [[name, list(array.shape)] for name, array in sorted(evaluator.feed.items())]
-    )
-    path = cost_cache() / f"{key}.json"
-    if path.is_file():
-        table, fixed, crossings = json.loads(path.read_text())
-    else:
-        table, fixed, crossings = _measure_latency(evaluator, kinds)
-        _write(path, json.dumps([table, fixed, crossings]))
-    by_option = {
-        layer.name: {option: table[layer.name][_kind(option)] for option in layer.options if _kind(option) in table[layer.name]}
-        for layer in evaluator.space.layers
-    }
-    return by_option, fixed, [(a, b, ms) for a, b, ms in crossings]
-
-
-def cost_cache() -> Path:
-    """Where latency tables are kept between jobs: ACCUTUNE_CACHE, else the user's cache folder."""
-    root = os.environ.get("ACCUTUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "accutune")
-    return Path(root) / "costs"
-
-
-def _measure_latency(evaluator: Evaluator, kinds: list[str]) -> tuple[dict[str, dict[str, float]], float, list[tuple[str, str, float]]]:
-    space, threads = evaluator.space, evaluator.job.target.threads
-    own = _owners(evaluator)
-    shares, fixed = attribute_times(kernel_times(evaluator.model.data, evaluator.feed, threads), own)
-    table = {layer.name: {FLOAT: shares.get(layer.name, 0.0)} for layer in space.layers}
-    conversion_ns: list[float] = []
-    for kind in kinds:
-        evaluator.between()
-        chosen = {layer.name: next((o for o in layer.options if _kind(o) == kind), _same_activation(layer, kind)) for layer in space.layers}
-        plan = CompressionPlan(steps=(Step(name=QUANTIZE, layers={n: o for n, o in chosen.items() if o}),))
-        applied, data = evaluator.build(plan, {})
-        times = kernel_times(data, evaluator.feed, threads)
-        shares, _ = attribute_times(times, own | _conversions(evaluator, applied.layers))
-        for layer in space.layers:
-            if chosen[layer.name]:
-                table[layer.name].setdefault(_kind(chosen[layer.name]), shares.get(layer.name, 0.0))
-        conversion_ns += _conversion_speed(evaluator, times)
-    speed = float(np.median(conversion_ns)) if conversion_ns else 0.5
-    crossings: dict[tuple[str, str], float] = {}
-    names = {layer.name for layer in space.layers}
-    for writer, reader, tensor in links(evaluator.prepared, evaluator.target):
-        if writer in names and reader in names and writer != reader:
-            pair = (writer, reader)
-            crossings[pair] = crossings.get(pair, 0.0) + speed * _elements(evaluator, tensor) * 1e-6
-    return table, fixed, [(a, b, ms) for (a, b), ms in crossings.items()]
-
-
-def _kinds(layers: Iterable[LayerChoices]) -> list[str]:
-    """Every kind of scheme in the space whose kernel times are wanted, those of layers with a weight first."""
-    kinds = dict.fromkeys(_kind(option) for layer in layers for option in layer.options if option != FLOAT and "/" in option)
-    kinds |= dict.fromkeys(_kind(option) for layer in layers for option in layer.options if option != FLOAT)
-    heads = {kind.split("/")[0] for kind in kinds if "/" in kind}
-    return [kind for kind in kinds if "/" in kind or kind not in heads]
-
-
-def _kind(option: str) -> str:
-    return option if option == FLOAT else QuantScheme.parse(option).kind
-
-
-def _same_activation(layer: LayerChoices, kind: str) -> str:
-    """For a layer that does not have the kind: its first option with the same activation dtype, so that operators between
-    quantized layers join; empty where there is none."""
-    head = kind.split("/")[0]
-    weightless = [o for o in layer.options if o != FLOAT and _kind(o).split("/")[0] in (head, FLOAT)]
-    return weightless[0] if weightless and layer.name.startswith(OPERATOR_PREFIX) or layer.op == "Gather" and weightless else ""
-
-
-def _owners(evaluator: Evaluator) -> dict[str, list[str]]:
-    """{node or tensor name: layer} for kernels named after a layer's node, its output or what absorbed it."""
-    model, names = evaluator.prepared, {layer.name for layer in evaluator.space.layers}
-    owners: dict[str, list[str]] = {}
-    for node in model.nodes.values():
-        owner = node.name if node.name in names else OPERATOR_PREFIX + node.op_type
-        if owner not in names:
-            continue
-        owners[node.name] = owners[node.output[0]] = [owner]
-        readers = model.consumers.get(node.output[0], [])
-        if len(readers) == 1 and readers[0].op_type in evaluator.target.absorbed:
-            owners[readers[0].name] = owners[readers[0].output[0]] = [owner]
-    return owners
-
-
-def _conversions(evaluator: Evaluator, quantized: dict[str, LayerQuant]) -> dict[str, list[str]]:
-    """{conversion node: the layers it serves}: a tensor's conversions belong to the quantized layers that read it."""
-    model, names = evaluator.prepared, {layer.name for layer in evaluator.space.layers}
-    found: dict[str, list[str]] = {}
-    for tensor, readers in model.consumers.items():
-        served = [n.name if n.name in names else OPERATOR_PREFIX + n.op_type for n in readers if n.name in quantized]
-        served = [name for name in served if name in names]
-        if served:
-            found |= {f"{tensor}_q": served, f"{tensor}_dq": served}
-    return found
-
-
-def _conversion_speed(evaluator: Evaluator, times: dict[str, tuple[str, float]]) -> list[float]:
-    """Nanoseconds per element of every conversion in a profile, for tensors big enough to tell."""
-    speeds = []
-    for name, (op, milliseconds) in times.items():
-        tensor = name.removesuffix("_dq").removesuffix("_q")
-        elements = _elements(evaluator, tensor) if op in ("QuantizeLinear", "DequantizeLinear") else 0
-        if elements >= 4096:
-            speeds.append(milliseconds * 1e6 / elements)
-    return speeds
-
-
-def _elements(evaluator: Evaluator, tensor: str) -> float:
-    """Elements of a tensor in one batch of the target's size, from what calibration counted."""
-    statistics = evaluator.statistics.get(tensor)
-    batch = evaluator.fixed_batch or evaluator.job.target.batch
-    return statistics.count / len(evaluator.roles.calibration) * batch if statistics is not None else 0.0
-
-
 def _sizes(evaluator: Evaluator) -> tuple[dict[str, dict[str, float]], float]:
     """({layer: {option: bytes of its weight in the file}}, bytes of all the rest)."""
     infos = {info.name: info for info in evaluator.layers}
@@ -329,10 +209,3 @@ def _weight_bytes(evaluator: Evaluator, layer: str, option: str) -> float:
     quant = WeightQuant(initializer=info.weight, dtype=scheme.weight.dtype, symmetric=scheme.weight.symmetric, axis=axis)
     channels = info.weight_shape[quant.axis] if quant.axis is not None else 1
     return elements + 5 * channels
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)

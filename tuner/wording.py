@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
-from tuner.data.metrics import METRICS
 from tuner.job import COST_METRICS, Constraint
 from tuner.results import Interval, Verdict
 
 NBSP = "\u00a0"
 UNKNOWN = "–"
+
+SHARES = re.compile(r"top\d+|agreement|macro_f1|auroc")
+"""Metrics from 0 to 1, which people read as per cent."""
 
 COST_NAMES = dict(
     zip(
@@ -52,8 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """True for a metric from 0 to 1, which people read as per cent."""
-    return metric in METRICS and METRICS[metric].bounds == (0.0, 1.0)
+    return SHARES.fullmatch(metric) is not None
 
 
 def quantity(metric: str, value: float | None, unit: str = "") -> str:
@@ -82,9 +84,11 @@ def axis_unit(metric: str, largest: float) -> tuple[float, str]:
 def speedup_words(speedup: Interval) -> str:
     """The ratio of latencies with its interval; no claim where the interval holds 1."""
     span = f"{speedup.lower:.2f}× to {speedup.upper:.2f}×, {speedup.confidence:.0%} interval".replace("%", f"{NBSP}%")
+    if speedup.lower == speedup.upper == 1:
+        return "unchanged"
     if speedup.contains(1):
         return f"no measurable difference ({span})"
-    word = f"{speedup.value:.2f}× as fast" if speedup.value > 1 else f"{1 / speedup.value:.2f}× slower"
+    word = f"{speedup.value:.2f}× faster" if speedup.value > 1 else f"{1 / speedup.value:.2f}× slower"
     return f"{word} ({span})"
 
 

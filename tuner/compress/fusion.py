@@ -7,16 +7,27 @@ from collections import Counter
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import numpy_helper, version_converter
 
-from tuner.model.graph import Model, attribute, seal
+from tuner.errors import ModelError
+from tuner.model.graph import Model, attribute, inner_reads, name_nodes, seal
+
+LEAST_OPSET = 13
+"""The first in which a scale per channel can be written."""
+_LEAST_IR = 4
+"""The first in which initializers need not be graph inputs."""
 
 
 def prepare(model: Model) -> Model:
-    """Constants become initializers, BatchNormalization after a Conv is folded into it, what nothing reads is dropped.
+    """Older opsets are raised to 13, constants become initializers, BatchNormalization after a Conv is folded into it, what
+    nothing reads is dropped.
 
-    Deterministic: the same model gives the same bytes, which is what lets a plan be replayed on the original file."""
+    Deterministic: the same model gives the same bytes, which is what lets a plan be replayed on the original file.
+    ModelError where an older model cannot be raised."""
     proto = model.copy()
+    _fix_initializers(proto)
+    if model.opset < LEAST_OPSET:
+        proto = _raise_opset(proto, model.opset)
     _lift_constants(proto.graph)
     _fold_batch_norms(proto.graph)
     _drop_unread(proto.graph)
@@ -24,16 +35,55 @@ def prepare(model: Model) -> Model:
     return seal(proto)
 
 
+def _fix_initializers(proto: onnx.ModelProto) -> None:
+    """Initializers that are inputs too could be fed, so that no runtime may fold them: they become constants."""
+    constant = {tensor.name for tensor in proto.graph.initializer}
+    fed = [value for value in proto.graph.input if value.name not in constant]
+    if len(fed) == len(proto.graph.input):
+        return
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in fed]
+    del proto.graph.input[:]
+    proto.graph.input.extend(copies)
+    proto.ir_version = max(proto.ir_version, _LEAST_IR)
+
+
+def _raise_opset(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    try:
+        raised = version_converter.convert_version(proto, LEAST_OPSET)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"the model has opset {opset}; a scale per channel needs {LEAST_OPSET} or more, and raising it failed: {reason}. "
+            f"Export it with opset {LEAST_OPSET} or later"
+        ) from error
+    name_nodes(raised.graph)
+    return raised
+
+
 def _lift_constants(graph: onnx.GraphProto) -> None:
+    outputs = {value.name for value in graph.output}
     kept = []
     for node in graph.node:
-        value = attribute(node, "value") if node.op_type == "Constant" and not node.domain else None
+        value = _constant(node) if node.op_type == "Constant" and not node.domain and node.output[0] not in outputs else None
         if value is None:
             kept.append(node)
-            continue
-        value.name = node.output[0]
-        graph.initializer.append(value)
+        else:
+            graph.initializer.append(value)
     _replace_nodes(graph, kept)
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """The tensor that a Constant node holds; None for texts and sparse tensors."""
+    tensor: onnx.TensorProto | None = attribute(node, "value")
+    if tensor is not None:
+        tensor.name = node.output[0]
+        return tensor
+    for kind, dtype in (("float", np.float32), ("int", np.int64)):
+        for name in (f"value_{kind}", f"value_{kind}s"):
+            values = attribute(node, name)
+            if values is not None:
+                return numpy_helper.from_array(np.array(values, dtype), node.output[0])
+    return None
 
 
 def _fold_batch_norms(graph: onnx.GraphProto) -> None:
@@ -42,11 +92,12 @@ def _fold_batch_norms(graph: onnx.GraphProto) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(value.name for value in graph.output)
+    readers.update(inner_reads(graph))
     producers = {name: node for node in graph.node for name in node.output}
     folded = set()
     for norm in graph.node:
         conv = producers.get(norm.input[0]) if norm.op_type == "BatchNormalization" and not norm.domain else None
-        if conv is None or conv.op_type != "Conv" or not _can_fold(conv, norm, constants, readers):
+        if conv is None or conv.op_type != "Conv" or conv.domain or not _can_fold(conv, norm, constants, readers):
             continue
         gamma, beta, mean, variance = (numpy_helper.to_array(constants[name]).astype(np.float64) for name in norm.input[1:5])
         factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
@@ -82,6 +133,8 @@ def _set_constant(
         constants[old].CopyFrom(numpy_helper.from_array(array, old))
         return
     name = f"{node.name}.{'weight' if position == 1 else 'bias'}"
+    while name in constants or name in readers:
+        name += "_"
     graph.initializer.append(numpy_helper.from_array(array, name))
     constants[name] = graph.initializer[-1]
     readers[name] = 1
@@ -92,24 +145,13 @@ def _set_constant(
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output} | _read_inside(graph)
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output} | inner_reads(graph)
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     if len(kept) == len(graph.initializer):
         return
     copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
     del graph.initializer[:]
     graph.initializer.extend(copies)
-
-
-def _read_inside(graph: onnx.GraphProto) -> set[str]:
-    """Names that graphs nested in attributes (If, Loop) read."""
-    found: set[str] = set()
-    for node in graph.node:
-        for item in node.attribute:
-            for inner in (item.g, *item.graphs):
-                found.update(name for n in inner.node for name in n.input)
-                found.update(_read_inside(inner))
-    return found
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import onnx
 
 from search_spaces.capability import RuntimeTarget
-from search_spaces.schemes import ActivationScheme, QuantScheme
+from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme
 from tuner.compress.fusion import prepare
 from tuner.compress.quantization.affine import choose_scale
-from tuner.compress.quantization.placement import QuantizedTensor, place
+from tuner.compress.quantization.placement import OPERATOR_PREFIX, Placement, QuantizedTensor, place
 from tuner.compress.quantization.qdq import WeightCache, weight_axis, write_quantized
 from tuner.compress.quantization.ranges import estimate_range
 from tuner.compress.quantization.statistics import TensorStatistics
@@ -40,11 +40,10 @@ class Compressor:
     def resolve(self, plan: CompressionPlan) -> AppliedPlan:
         """Every number that applying `plan` needs. PlanError names a step or layer that is not known."""
         check_steps(plan)
-        choices = {name: QuantScheme.parse(str(value)) for name, value in plan.layers(QUANTIZE).items()}
+        choices = {name: _scheme(name, str(value)) for name, value in plan.layers(QUANTIZE).items() if value != FLOAT}
         placement = place(self.prepared, choices, self.target)
-        idle = [name for name in choices if not name.startswith("op:") and name not in placement.nodes]
-        if idle:
-            raise PlanError(f"the plan quantizes '{idle[0]}', which is no quantizable layer of this model; see `tuner inspect`")
+        for name, scheme in choices.items():
+            self._check_choice(name, scheme, placement)
         return AppliedPlan(
             plan=plan,
             model_sha256=self.original.sha256,
@@ -52,6 +51,16 @@ class Compressor:
             tensors={name: self._tensor(tensor) for name, tensor in placement.tensors.items()},
             layers={name: self._layer(name, scheme) for name, scheme in placement.nodes.items()},
         )
+
+    def _check_choice(self, name: str, scheme: QuantScheme, placement: Placement) -> None:
+        """An operator type may have nothing to join; a layer that is named must be there."""
+        op = name.removeprefix(OPERATOR_PREFIX)
+        if op == name and name not in placement.nodes:
+            raise PlanError(f"the plan quantizes '{name}', which is no quantizable layer of this model; see `tuner inspect`")
+        op = op if op != name else self.prepared.nodes[name].op_type
+        why = self.target.refusal(op, scheme)
+        if why is not None:
+            raise PlanError(f"the plan makes '{name}' {scheme.name}, which is not possible: {why}")
 
     def build(self, applied: AppliedPlan) -> bytes:
         """The compressed model's file. The plan that leaves everything alone gives the original's bytes."""
@@ -88,14 +97,23 @@ def replay(original: Model, applied: AppliedPlan) -> bytes:
     """The file that `applied` made, again, from the original model alone. PlanError if it is not that model or the bytes differ."""
     if original.sha256 != applied.model_sha256:
         raise PlanError(
-            f"the plan was made for the model with SHA-256 {applied.model_sha256[:12]}…, got one with {original.sha256[:12]}…; give the original file"
+            f"the plan was made for the model with SHA-256 {applied.model_sha256[:12]}…, got one with {original.sha256[:12]}…; "
+            "give the original file"
         )
     check_steps(applied.plan)
     data = _build(original, prepare(original), applied, WeightCache())
     found = hashlib.sha256(data).hexdigest()
     if applied.result_sha256 and found != applied.result_sha256:
-        raise PlanError(f"applying the plan gave SHA-256 {found[:12]}…, the plan promises {applied.result_sha256[:12]}…; was it edited?")
+        promised = applied.result_sha256
+        raise PlanError(f"applying the plan gave SHA-256 {found[:12]}…, the plan promises {promised[:12]}…; was it edited?")
     return data
+
+
+def _scheme(name: str, value: str) -> QuantScheme:
+    try:
+        return QuantScheme.parse(value)
+    except ValueError as error:
+        raise PlanError(f"the plan's choice for '{name}' cannot be read: {error}") from error
 
 
 def check_steps(plan: CompressionPlan) -> None:

@@ -180,13 +180,11 @@ def batch_rows(dataset: Dataset, fixed: int | None) -> int:
 
 
 def run_rows(dataset: Dataset, run: Run, rows: NDArray[np.int64], batch: int) -> Iterator[NDArray[np.float32]]:
-    """First outputs of `rows`, a batch at a time. A last batch that is too short for a fixed batch is filled up with its first row."""
+    """First outputs of `rows`, a batch at a time; the last batch may be short."""
     for first in range(0, len(rows), batch):
-        part = rows[first : first + batch]
-        filled = np.concatenate([part, np.repeat(part[:1], batch - len(part))]) if first and len(part) < batch else part
         with computing():
-            output = run(dataset.batch(filled))
-        yield np.asarray(output, np.float32)[: len(part)]
+            output = run(dataset.batch(rows[first : first + batch]))
+        yield np.asarray(output, np.float32)
 
 
 def _forward(split: Split, run: Run, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from tuner.errors import TrialError
 
 _PROBE = """
-import json, resource, sys
+import json, os, resource, sys
 import numpy as np
 import onnxruntime as ort
 def peak():
+    # Linux hands ru_maxrss down to a child: a large parent would hide what the model needs.
+    if os.path.exists("/proc/self/status"):
+        line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 feed = dict(np.load(sys.argv[2]))
@@ -47,9 +51,8 @@ def peak_memory(model: Path, feed: dict[str, NDArray[Any]], threads: int, folder
     inputs = folder / "peak-feed.npz"
     np.savez(inputs, **feed)  # type: ignore[arg-type]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE, str(model), str(inputs), str(threads)], capture_output=True, text=True, timeout=timeout, check=True
-        )
+        command = [sys.executable, "-c", _PROBE, str(model), str(inputs), str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True)
     except (subprocess.SubprocessError, OSError) as error:
         raise TrialError(f"measuring peak memory of {model.name} failed: {error}", step="peak memory") from error
     finally:

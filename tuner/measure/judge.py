@@ -92,13 +92,10 @@ def judge_early(allowance: Allowance, decision: Decision, aim: float, seen: Scor
     1 - alpha, the other bound is what the unseen rows could at most change. `width`: the largest drop of one row."""
     total, left = float(seen.sum()), population - len(seen)
     lowest, highest = (total - left * width) / population, (total + left * width) / population
-    met = decision == "met"
-    bounds = Interval(
-        value=float(seen.mean()),
-        lower=min(lowest, float(seen.mean())) if met else aim,
-        upper=aim if met else max(highest, float(seen.mean())),
-        confidence=1 - alpha,
-    )
+    met, mean = decision == "met", float(seen.mean())
+    # Rows that came after the decision, in the same block, may have moved the mean past the aim.
+    lower, upper = (lowest, aim) if met else (aim, highest)
+    bounds = Interval(value=mean, lower=min(lower, mean), upper=max(upper, mean), confidence=1 - alpha)
     violation = min(bounds.value, aim) - allowance.allowed if met else max(bounds.value - allowance.allowed, 1e-9)
     return _verdict(allowance, bounds, decision, violation, len(seen), "validation", "anytime-valid test")
 
@@ -110,7 +107,7 @@ def judge_cost(constraint: Constraint, measurements: Mapping[str, Measurement]) 
     measurement = measurements.get(constraint.metric)
     if measurement is None:
         return Verdict(
-            metric=constraint.metric, drop=0.0, lower=0.0, upper=0.0, confidence=1.0, decision="undecided", violation=0.0, rule="not measured"
+            metric=constraint.metric, drop=0, lower=0, upper=0, confidence=1, decision="undecided", violation=0, rule="not measured"
         )
     over = measurement.value - constraint.at_most
     return Verdict(

@@ -5,30 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tuner.measure.latency import alone
 from tuner.measure.runtime import Feed, Session, scratch
 
-RUNS = 24
+FUSED = "fused "
+LEAST_RUNS, MOST_RUNS = 8, 40
+SECONDS = 0.5
+LEAST_SHARE = 0.1
+"""A kernel keeps at least this share of its profiled time, however large the profiler's overhead is."""
 
 
-def kernel_times(model: bytes, feed: Feed, threads: int, runs: int = RUNS) -> dict[str, tuple[str, float]]:
-    """{node name as the runtime has it: (operator, milliseconds)} over `runs` runs, with nothing else of ours running."""
+def kernel_times(model: bytes, feed: Feed, threads: int, whole: float) -> dict[str, float]:
+    """{node name as the runtime has it: milliseconds}, adding up to `whole`, what the model takes without the profiler.
+
+    The profiler adds about a microsecond to every kernel, which would make graphs of many small kernels look slow."""
+    runs = int(np.clip(SECONDS * 1000 / max(whole, 1e-3), LEAST_RUNS, MOST_RUNS))
     with scratch() as folder:
         session = Session(model, threads, profile=Path(folder, "profile"))
         with alone():
             for _ in range(runs):
                 session.run(feed)
-        return session.kernel_ms()
+        return without_overhead(session.kernel_ms(), whole)
 
 
-def attribute_times(times: Mapping[str, tuple[str, float]], owners: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], float]:
+def without_overhead(profiled: Mapping[str, float], whole: float) -> dict[str, float]:
+    """The times with an equal part of what they sum to above `whole` taken off each, then scaled to sum to it exactly."""
+    surplus = max(sum(profiled.values()) - whole, 0.0) / max(len(profiled), 1)
+    left = {name: max(milliseconds - surplus, LEAST_SHARE * milliseconds) for name, milliseconds in profiled.items()}
+    scale = whole / max(sum(left.values()), 1e-9)
+    return {name: milliseconds * scale for name, milliseconds in left.items()}
+
+
+def attribute_times(times: Mapping[str, float], owners: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], float]:
     """Share kernel times among their owners, e.g. the layers whose node or tensor a kernel is named after.
 
     owners: {name: the owners of whatever is named so}. The runtime keeps a node's or tensor's name as the beginning of the
     name of what it fuses or inserts; the longest fitting name counts. Returns ({owner: ms}, ms that nobody owns)."""
     shares: dict[str, float] = {}
     rest = 0.0
-    for kernel, (_, milliseconds) in times.items():
+    for kernel, milliseconds in times.items():
         found = owners.get(_longest(kernel, owners), ())
         for owner in found:
             shares[owner] = shares.get(owner, 0.0) + milliseconds / len(found)
@@ -37,7 +54,9 @@ def attribute_times(times: Mapping[str, tuple[str, float]], owners: Mapping[str,
 
 
 def _longest(kernel: str, owners: Mapping[str, Sequence[str]]) -> str:
-    """The longest known name that the kernel's name is, or begins with before a separator."""
+    """The longest known name that the kernel's name is, or begins with before a separator. A layer that took in what follows it
+    may be called `fused <name>`."""
+    kernel = kernel.removeprefix(FUSED)
     end = len(kernel)
     while end > 0:
         if kernel[:end] in owners:

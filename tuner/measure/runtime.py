@@ -58,16 +58,22 @@ class Session:
     def output_names(self) -> list[str]:
         return [output.name for output in self._session.get_outputs()]
 
-    def kernel_ms(self) -> dict[str, tuple[str, float]]:
-        """Ends profiling. {node name: (operator, milliseconds per run)} as the runtime named its fused nodes. The lower quartile
-        over runs: what other programs do to a kernel only ever adds to its time."""
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch size that the model takes; None where it takes any."""
+        shapes = (each.shape for each in self._session.get_inputs())
+        return next((shape[0] for shape in shapes if shape and isinstance(shape[0], int)), None)
+
+    def kernel_ms(self) -> dict[str, float]:
+        """Ends profiling. {node name as the runtime has it: milliseconds per run}. The lower quartile over runs: what other programs
+        do to a kernel only ever adds to its time."""
         path = Path(self._session.end_profiling())
-        durations: dict[tuple[str, str], list[float]] = defaultdict(list)
+        durations: dict[str, list[float]] = defaultdict(list)
         for event in json.loads(path.read_text()):
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                durations[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1000)
+                durations[event["name"].removesuffix("_kernel_time")].append(event["dur"] / 1000)
         path.unlink()
-        return {name: (op, float(np.quantile(times, 0.25))) for (name, op), times in durations.items()}
+        return {name: float(np.quantile(times, 0.25)) for name, times in durations.items()}
 
 
 def float_weights(model: bytes, weights: Sequence[str], threads: int) -> tuple[Session, set[str]]:

@@ -44,7 +44,7 @@ class Model:
     def parse(cls, data: bytes, name: str = "the model") -> Model:
         """Check and parse the bytes of an ONNX file."""
         proto = check_safety(data, name)
-        _name_nodes(proto.graph)
+        name_nodes(proto.graph)
         return cls(proto, data)
 
     @cached_property
@@ -128,24 +128,39 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def inner_reads(graph: onnx.GraphProto) -> set[str]:
+    """Names that graphs nested in attributes (If, Loop, Scan) use; tensors of `graph` may be among them."""
+    found: set[str] = set()
+    for node in graph.node:
+        for item in node.attribute:
+            for inner in (item.g, *item.graphs):
+                found.update(name for n in inner.node for name in n.input)
+                found.update(value.name for value in inner.output)
+                found |= inner_reads(inner)
+    return found
+
+
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     kind = value.type.tensor_type
     if not kind.elem_type:
         raise ModelError(f"'{value.name}' of the model is not a tensor; only tensors can be fed and compared")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    dims = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    # Some exporters write -1 for a dynamic dimension.
+    dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
     return TensorInfo(value.name, dtype, dims)
 
 
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a unique name; names that are there and unique stay."""
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a unique name; a name that is there stays with the first node that has it."""
+    given = {node.name for node in graph.node}
     seen: set[str] = set()
     for index, node in enumerate(graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        while name in seen:
-            name = f"{name}_{index}"
-        node.name = name
-        seen.add(name)
+        if not node.name or node.name in seen:
+            name = f"{node.name or node.op_type}_{index}"
+            while name in given or name in seen:
+                name = f"{name}_{index}"
+            node.name = name
+        seen.add(node.name)
 
 
 def _infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int | None, ...]]:

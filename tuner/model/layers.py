@@ -53,7 +53,7 @@ def weight_of(model: Model, node: onnx.NodeProto) -> str | None:
     for name in reversed(candidates):
         tensor = model.initializers.get(name)
         if tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) >= 2:
-            return name
+            return str(name)
     return None
 
 
@@ -68,19 +68,23 @@ def _layer(model: Model, node: onnx.NodeProto, shapes: Mapping[str, tuple[int | 
     return LayerInfo(
         name=node.name,
         op=node.op_type,
-        input=next(name for name in node.input if name != weight),
+        input=next((name for name in node.input if name != weight), ""),
         output=node.output[0],
         weight=weight,
         bias=bias,
         weight_shape=weight_shape,
         output_shape=output_shape,
         params=prod(weight_shape) + bias_size,
-        macs=_macs(node, weight_shape, output_shape, shapes),
+        macs=_macs(node, weight_shape, output_shape, shapes, node.input[0] == weight),
     )
 
 
 def _macs(
-    node: onnx.NodeProto, weight: tuple[int, ...], output: tuple[int | None, ...], shapes: Mapping[str, tuple[int | None, ...]]
+    node: onnx.NodeProto,
+    weight: tuple[int, ...],
+    output: tuple[int | None, ...],
+    shapes: Mapping[str, tuple[int | None, ...]],
+    weight_on_left: bool,
 ) -> int | None:
     """Each output number of Conv costs in_channels/group × kernel MACs, of a product its reduced dimension, of Gather none."""
     if node.op_type == "Gather":
@@ -93,4 +97,5 @@ def _macs(
         return count * prod(weight[1:])
     if node.op_type == "Gemm":
         return count * weight[1 if attribute(node, "transB", 0) else 0]
-    return count * weight[-2]
+    # The weight of a product is mostly on its right; on its left, the reduced dimension is its last.
+    return count * (weight[-1] if weight_on_left else weight[-2])

@@ -24,7 +24,8 @@ def read_limited(path: Path) -> bytes:
     """The bytes of a model file. ModelError if it is missing, too large or of a format that runs code when loaded."""
     if path.suffix.lower() in _CODE_FORMATS:
         raise ModelError(
-            f"model {path} is a {path.suffix} file, whose loading can execute code; export it with torch.onnx.export and give the .onnx file"
+            f"model {path} is a {path.suffix} file, whose loading can execute code; "
+            "export it with torch.onnx.export and give the .onnx file"
         )
     try:
         size = path.stat().st_size
@@ -38,8 +39,8 @@ def read_limited(path: Path) -> bytes:
 def check_safety(data: bytes, name: str) -> onnx.ModelProto:
     """Parse `data` and refuse what could harm or could not be run.
 
-    Refused: bytes that are not ONNX, external data, sparse or empty graphs, operator domains other than the standard
-    ones, opsets outside 11 … 24, more than 200,000 nodes, and graphs that break the ONNX rules."""
+    Refused: bytes that are not ONNX, external data, sparse or empty graphs, local functions, nodes of operator domains other
+    than the standard ones, opsets outside 11 … 24, more than 200,000 nodes, and graphs that break the ONNX rules."""
     proto = _parse(data, name)
     _check_opsets(proto, name)
     _check_graphs(proto, name)
@@ -63,28 +64,39 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
 
 
 def _check_opsets(proto: onnx.ModelProto, name: str) -> None:
-    for entry in proto.opset_import:
-        if entry.domain not in DOMAINS:
-            raise ModelError(f"model {name} needs the operator domain '{entry.domain}', which onnxruntime does not have; known: {_known_domains()}")
-        if entry.domain in ("", "ai.onnx") and not MIN_OPSET <= entry.version <= MAX_OPSET:
-            raise ModelError(f"model {name} has opset {entry.version}; opsets {MIN_OPSET} to {MAX_OPSET} are supported: export it with one of those")
+    standard = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not standard:
+        raise ModelError(f"model {name} does not say which opset of the standard operators it uses; export it with one of {_opsets()}")
+    for version in standard:
+        if not MIN_OPSET <= version <= MAX_OPSET:
+            raise ModelError(f"model {name} has opset {version}; opsets {_opsets()} are supported: export it with one of those")
 
 
 def _check_graphs(proto: onnx.ModelProto, name: str) -> None:
+    if proto.functions:
+        raise ModelError(
+            f"model {name} defines local functions ('{proto.functions[0].name}'), which are not supported; "
+            "inline them with onnx.inliner.inline_local_functions"
+        )
     count = 0
-    for graph in _graphs(proto):
+    for graph in _graphs(proto.graph):
         for node in graph.node:
             count += 1
             if node.domain not in DOMAINS:
                 raise ModelError(
-                    f"model {name}: node '{node.name}' ({node.op_type}) is of the unknown operator domain '{node.domain}'; known: {_known_domains()}"
+                    f"model {name}: node '{node.name}' ({node.op_type}) is of the operator domain '{node.domain}', which onnxruntime "
+                    f"does not have; known: {_known_domains()}. Export the model without custom operators"
                 )
+        sparse = [tensor.values.name for tensor in graph.sparse_initializer]
         for tensor in graph.initializer:
             _check_tensor(tensor, name)
         for node in graph.node:
             for item in node.attribute:
+                sparse += [item.name] if item.HasField("sparse_tensor") or item.sparse_tensors else []
                 for tensor in (item.t, *item.tensors):
                     _check_tensor(tensor, name)
+        if sparse:
+            raise ModelError(f"model {name} stores '{sparse[0]}' as a sparse tensor, which is not supported; store it as a dense one")
     if count > MAX_NODES:
         raise ModelError(f"model {name} has {count} nodes; at most {MAX_NODES} are taken")
 
@@ -97,9 +109,9 @@ def _check_tensor(tensor: onnx.TensorProto, name: str) -> None:
         )
 
 
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """The graph, all graphs nested in attributes, and the functions (seen as graphs without initializers)."""
-    pending = [proto.graph]
+def _graphs(outermost: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and all graphs nested in attributes."""
+    pending = [outermost]
     while pending:
         graph = pending.pop()
         yield graph
@@ -107,8 +119,10 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
             for item in node.attribute:
                 pending.extend([item.g] if item.HasField("g") else [])
                 pending.extend(item.graphs)
-    if proto.functions:
-        raise ModelError("the model defines local functions, which are not supported; inline them with onnx.inliner.inline_local_functions")
+
+
+def _opsets() -> str:
+    return f"{MIN_OPSET} to {MAX_OPSET}"
 
 
 def _known_domains() -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Iterable, Sequence
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +24,13 @@ SECONDS = 5.0
 RELATIVE_GAP = 1e-6
 
 _COST_RANGE = 1e6
-"""What the objective is scaled to: a tie is broken by at most 1, a millionth of it, and HiGHS tells apart 1e-6."""
+"""What the costs are scaled to. The damage that breaks a tie counts at most 1, a millionth of it; HiGHS tells 1e-6 apart."""
+_DAMAGE_RANGE = 1e4
+"""What the damage level is scaled to. HiGHS lets a row be exceeded by 1e-6 and its presolve errs where numbers are that small:
+with a level of 1 it returned wrong optima, from 1e3 on it did not."""
 _ROUNDING = 1e-9
 """By how much of itself a damage level may be exceeded: sums of the same numbers in another order differ."""
+_STDOUT = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def _solve(problem: Problem, options: Sequence[Option], links: Sequence[Link], m
     if not options:
         return chosen
     for room in (1.0, 1 - 1e-5):
-        # HiGHS exceeds a row by about a millionth at times; then it is given a little less room.
+        # Where HiGHS exceeded the level by its tolerance, it is given a little less room.
         picked = _programme(options, links, max_damage, room)
         if sum(option.damage for option in picked) <= max_damage * (1 + _ROUNDING):
             return chosen | {option.layer: option.name for option in picked}
@@ -126,17 +134,18 @@ def _programme(options: Sequence[Option], links: Sequence[Link], max_damage: flo
     Costs and damages are scaled, because damages of one model lie up to eight orders of magnitude apart."""
     cost = np.array([option.cost for option in options] + [link.cost for link in links])
     damage = np.array([option.damage for option in options])
-    budget = min(max_damage, float(damage.sum())) or 1.0
-    harm = np.append(damage / budget, np.zeros(len(links)))
-    scale = _COST_RANGE / (float(np.abs(cost).sum()) or 1.0)
+    level = min(max_damage, float(damage.sum())) or 1.0
+    harm = np.append(damage / level, np.zeros(len(links)))
     rows, upper = _rows(options, links)
-    solution = milp(
-        cost * scale + harm,
-        integrality=np.append(np.ones(len(options)), np.zeros(len(links))),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(rows, -np.inf, upper), LinearConstraint(harm[None, :], -np.inf, room * max(1.0, max_damage / budget))],
-        options={"time_limit": SECONDS, "mip_rel_gap": RELATIVE_GAP},
-    )
+    within = LinearConstraint(harm[None] * _DAMAGE_RANGE, -np.inf, room * _DAMAGE_RANGE)
+    with _muted():
+        solution = milp(
+            cost * (_COST_RANGE / (float(np.abs(cost).sum()) or 1.0)) + harm,
+            integrality=np.append(np.ones(len(options)), np.zeros(len(links))),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(rows, -np.inf, upper), within],
+            options={"time_limit": SECONDS, "mip_rel_gap": RELATIVE_GAP},
+        )
     if solution.x is None:
         return []
     return [option for option, x in zip(options, solution.x[: len(options)], strict=True) if x > 0.5]
@@ -158,3 +167,20 @@ def _rows(options: Sequence[Option], links: Sequence[Link]) -> tuple[csr_array, 
         rows += [a - b - z, b - a - z] if link.cost > 0 else [z - a - b, z + a + b]
         upper += [0.0, 0.0] if link.cost > 0 else [0.0, 2.0]
     return csr_array(np.array(rows)), np.array(upper)
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Sends the process's standard output nowhere: HiGHS 1.12 has a printf that no option turns off, and results are written there."""
+    with _STDOUT:
+        libc = ctypes.CDLL(None)
+        libc.fflush(None)
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        try:
+            yield
+        finally:
+            libc.fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
+            os.close(nowhere)

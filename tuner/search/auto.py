@@ -1,7 +1,7 @@
 """Strategy `auto`: predict, programme, bisect, then look around.
 
 A mixed-integer programme gives the cheapest plan for every level of predicted harm. Where on that front the target breaks is
-found by bisection: the cheapest plan first, then the safest, then between. What is left of the budget goes, in turn, to the
+found by bisection: the cheapest plan first, then the safest, then between. Before all that, the usual plan. What is left of the budget goes, in turn, to the
 programme with its predictions shaken (a sample of what they could as well have been) and to TPE on everything seen so far."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from tuner.results import Assignment, TrialResult
 from tuner.search.allocate import allocate, front
 from tuner.search.base import STRATEGIES, LinearCost, Problem
-from tuner.search.bayesian import tpe
+from tuner.search.bayesian import least_damage, tpe
 
 LEVELS = 24
 HARM_SPREAD = 0.6
@@ -31,6 +31,10 @@ def auto(problem: Problem, history: Sequence[TrialResult], attempt: int) -> Assi
     if problem not in _fronts:
         _fronts[problem] = front(problem, LEVELS)
     plans = _fronts[problem]
+    # What one would try by hand; it has no border between float and integer layers, whose price is the least certain prediction.
+    usual = least_damage(problem)
+    if not _outcomes(problem, [usual], history):
+        return usual
     step = _bisect(problem, plans, history)
     if step is not None:
         return plans[step]
@@ -69,15 +73,8 @@ def _outcomes(problem: Problem, plans: Sequence[Assignment], history: Sequence[T
 def _shaken(problem: Problem, history: Sequence[TrialResult], attempt: int) -> Assignment | None:
     """The cheapest plan whose predicted harm stays near the boundary seen so far, under predictions drawn around ours."""
     source = problem.random(attempt)
-    shaken = replace(
-        problem,
-        damage={layer: {o: _shake(value, HARM_SPREAD, source) for o, value in options.items()} for layer, options in problem.damage.items()},
-        linear=LinearCost(
-            problem.linear.fixed,
-            {layer: {o: _shake(value, COST_SPREAD, source) for o, value in options.items()} for layer, options in problem.linear.options.items()},
-            problem.linear.links,
-        ),
-    )
+    linear = LinearCost(problem.linear.fixed, _shake(problem.linear.options, COST_SPREAD, source), problem.linear.links)
+    shaken = replace(problem, damage=_shake(problem.damage, HARM_SPREAD, source), linear=linear)
     return allocate(shaken, _boundary(problem, history) * math.exp(source.gauss(0, HARM_SPREAD)))
 
 
@@ -93,7 +90,9 @@ def _boundary(problem: Problem, history: Sequence[TrialResult]) -> float:
     return math.sqrt(highest * max(lowest, highest))
 
 
-def _shake(value: float, spread: float, source: random.Random) -> float:
-    return value * math.exp(source.gauss(0, spread)) if value > 0 else value
-
-
+def _shake(table: dict[str, dict[str, float]], spread: float, source: random.Random) -> dict[str, dict[str, float]]:
+    """The table with every positive figure multiplied by a log-normal draw."""
+    return {
+        layer: {option: value * math.exp(source.gauss(0, spread)) if value > 0 else value for option, value in options.items()}
+        for layer, options in table.items()
+    }

@@ -93,9 +93,10 @@ def _told(problem: Problem, history: Sequence[TrialResult], distributions: dict[
         values = problem.values(result)
         if not result.finished or not all(map(math.isfinite, values)):
             continue
-        generation = {key: complete // STARTUP}
-        constraints = {"violation": _violation(result)}
-        trials.append(create_trial(values=values, params=params, distributions=distributions, constraints=constraints, system_attrs=generation))
+        constraints, attributes = {"violation": _violation(result)}, {key: complete // STARTUP}
+        trials.append(
+            create_trial(values=values, params=params, distributions=distributions, constraints=constraints, system_attrs=attributes)
+        )
         complete += 1
     return trials
 

@@ -22,7 +22,7 @@ BLOCK_BYTES = 64 * 2**20
 def exposing(model: Model, tensors: Sequence[str]) -> bytes:
     """The model's file with `tensors` as further outputs, so that a runtime can be asked for them."""
     proto = model.copy()
-    there = {value.name for value in proto.graph.output}
+    there = {value.name for value in (*proto.graph.input, *proto.graph.output)}
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in there)
     return serialize(proto)
 

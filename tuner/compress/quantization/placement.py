@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from search_spaces.capability import RuntimeTarget
-from search_spaces.schemes import ActivationScheme, QuantScheme
+from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme, WeightScheme
 from search_spaces.space import Candidate
 from tuner.model.graph import Model, attribute
 from tuner.model.layers import WEIGHT_INPUT, weight_of
@@ -47,11 +47,12 @@ class Placement:
 def candidates(model: Model, target: RuntimeTarget) -> list[Candidate]:
     """What could be quantized in the model: every node with a weight, then every operator type, in topological order."""
     layers, operators = [], {}
+    joining = _joining_operators(model, target)
     for node in model.nodes.values():
         if _quantizable_layer(model, node, target):
             reads = "" if node.op_type == "Gather" else _data_inputs(model, node)[0]
             layers.append(Candidate(name=node.name, op=node.op_type, has_weight=True, input=reads))
-        elif _quantizable_operator(model, node, target):
+        elif node.name in joining:
             name = OPERATOR_PREFIX + node.op_type
             operators[name] = Candidate(name=name, op=node.op_type, has_weight=False)
     return [*layers, *operators.values()]
@@ -61,8 +62,9 @@ def observed_tensors(model: Model, target: RuntimeTarget, symmetric: bool = True
     """Every float tensor whose range some placement could need, in topological order. Without symmetric activations what
     a Relu takes in is never quantized itself."""
     names: dict[str, None] = {}
+    joining = _joining_operators(model, target)
     for node in model.nodes.values():
-        if not (_quantizable_layer(model, node, target) or _quantizable_operator(model, node, target)):
+        if not (_quantizable_layer(model, node, target) or node.name in joining):
             continue
         if node.op_type == "Gather":
             continue
@@ -78,11 +80,11 @@ def observed_tensors(model: Model, target: RuntimeTarget, symmetric: bool = True
 def links(model: Model, target: RuntimeTarget) -> list[tuple[str, str, str]]:
     """(writer, reader, tensor) for every quantizable node that reads what another one writes in quantized form, looking
     through operators that only move numbers and through absorbed activations. Nodes without a weight go by `op:Type`."""
-    names = {}
+    names, joining = {}, _joining_operators(model, target)
     for node in model.nodes.values():
         if _quantizable_layer(model, node, target):
             names[node.name] = node.name
-        elif _quantizable_operator(model, node, target):
+        elif node.name in joining:
             names[node.name] = OPERATOR_PREFIX + node.op_type
     found = []
     for node in model.nodes.values():
@@ -103,6 +105,19 @@ def _writer(model: Model, tensor: str, target: RuntimeTarget) -> onnx.NodeProto 
     while node is not None and node.op_type in (*target.transparent, *target.absorbed):
         node = model.producers.get(node.input[0])
     return node
+
+
+def _joining_operators(model: Model, target: RuntimeTarget) -> set[str]:
+    """The operators without a weight that some plan quantizes: those that join when everything else is quantized, because
+    quantizing more never keeps an operator out."""
+    activation = ActivationScheme()
+    choices = {}
+    for node in model.nodes.values():
+        if _quantizable_layer(model, node, target):
+            reads = None if FLOAT in target.layers[node.op_type].activation else activation
+            choices[node.name] = QuantScheme(activation=reads, weight=WeightScheme())
+    choices |= {OPERATOR_PREFIX + op: QuantScheme(activation=activation) for op in target.operators}
+    return {name for name, scheme in place(model, choices, target).nodes.items() if scheme.weight is None}
 
 
 def place(model: Model, choices: Mapping[str, QuantScheme], target: RuntimeTarget) -> Placement:
@@ -135,7 +150,7 @@ class _Placer:
             scheme = self.choices.get(OPERATOR_PREFIX + node.op_type)
             if node.name in self.nodes:
                 self._carry_output(node)
-            elif node.op_type in self.target.transparent:
+            elif _moves_only(self.model, node, self.target):
                 if node.input[0] in self.carried:
                     self.carried.add(node.output[0])
             elif scheme is not None and _quantizable_operator(self.model, node, self.target):
@@ -154,9 +169,7 @@ class _Placer:
         """{output: input} of the operators that join because they only move numbers. Works backwards, so that chains join."""
         moved: dict[str, str] = {}
         for node in reversed(list(self.model.nodes.values())):
-            if node.op_type not in self.target.transparent or node.output[0] not in self.wanted:
-                continue
-            if node.input[0] in self.carried:
+            if node.output[0] in self.wanted and _moves_only(self.model, node, self.target) and node.input[0] in self.carried:
                 moved[node.output[0]] = node.input[0]
                 self.wanted.add(node.input[0])
         return moved
@@ -179,9 +192,9 @@ class _Placer:
         for tensor in self._order(self.wanted):
             if tensor not in found:
                 readers = self._readers(tensor, moved)
-                scheme = schemes.get(root(tensor)) or self._reader_scheme(readers)
-                if scheme is not None:
-                    found[tensor] = QuantizedTensor(scheme, root(tensor), () if tensor in moved else readers)
+                activation = schemes.get(root(tensor)) or self._reader_scheme(readers)
+                if activation is not None:
+                    found[tensor] = QuantizedTensor(activation, root(tensor), () if tensor in moved else readers)
         return {tensor: found[tensor] for tensor in self._order(found)}
 
     def _place_output(self, node: onnx.NodeProto, schemes: dict[str, ActivationScheme], found: dict[str, QuantizedTensor]) -> None:
@@ -226,7 +239,9 @@ def _quantizable_layer(model: Model, node: onnx.NodeProto, target: RuntimeTarget
         return False
     bias = node.input[2] if node.op_type != "MatMul" and len(node.input) > 2 else ""
     right = node.op_type != "MatMul" or node.input[1] == weight
-    return right and _data_inputs(model, node) != [] and (not bias or bias in model.initializers) and weight not in _graph_outputs(model)
+    data = _data_inputs(model, node)
+    computed = data != [] and all(name in model.producers or name not in model.initializers for name in data)
+    return right and computed and (not bias or bias in model.initializers) and weight not in _graph_outputs(model)
 
 
 def _quantizable_operator(model: Model, node: onnx.NodeProto, target: RuntimeTarget) -> bool:
@@ -238,6 +253,16 @@ def _quantizable_operator(model: Model, node: onnx.NodeProto, target: RuntimeTar
         and all(name and name not in model.initializers for name in node.input)
         and all(name in model.producers or name in {i.name for i in model.inputs if i.dtype == "float32"} for name in node.input)
     )
+
+
+def _moves_only(model: Model, node: onnx.NodeProto, target: RuntimeTarget) -> bool:
+    """Does the node only move numbers? A Pad does where it adds zeros: another constant need not lie in the range."""
+    if node.op_type not in target.transparent or node.domain:
+        return False
+    if node.op_type != "Pad" or len(node.input) < 3 or not node.input[2]:
+        return True
+    value = node.input[2]
+    return value in model.initializers and bool(model.array(value).item() == 0)
 
 
 def _writes_quantized(node: onnx.NodeProto, scheme: QuantScheme, target: RuntimeTarget) -> bool:

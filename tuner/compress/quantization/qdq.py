@@ -15,12 +15,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from tuner.compress.quantization.affine import STORAGE, quantize, weight_scale
+from search_spaces.schemes import FLOAT
+from tuner.compress.quantization.affine import SMALLEST_SCALE, STORAGE, quantize, weight_scale
 from tuner.errors import PlanError
-from tuner.model.graph import Model, attribute
+from tuner.model.graph import Model, attribute, inner_reads
 from tuner.plan import AppliedPlan, LayerQuant, TensorQuant, WeightQuant
 
-INT32_MAX = 2**31 - 1
+BIAS_LIMIT = 2**30
+"""Half of what 32 bits hold: the other half is for the sum of products that the bias is added to."""
 AXIS_OPSET = 21
 """From this opset on, QuantizeLinear knows 16 bits; before it, onnxruntime's own domain does."""
 
@@ -46,11 +48,14 @@ class WeightCache:
 class QuantizedWeight:
     """One stored weight: integers, scales and zero points as they go into the graph."""
 
-    def __init__(self, weight: NDArray[Any], quant: WeightQuant, least_scale: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, weight: NDArray[Any], quant: WeightQuant, scale: NDArray[np.float32] | None = None) -> None:
         self.scale, self.zero_point = weight_scale(weight, quant.axis, quant.dtype, quant.symmetric)
-        if least_scale is not None:
-            self.scale = np.maximum(self.scale, least_scale).astype(np.float32)
+        if scale is not None:
+            self.scale = scale
         stored = quantize(weight, self.scale, self.zero_point, quant.dtype, quant.axis)
+        others = None if quant.axis is None else tuple(i for i in range(weight.ndim) if i != quant.axis % weight.ndim)
+        self.silent = np.asarray(np.abs(weight).max(axis=others, initial=0.0) < SMALLEST_SCALE)
+        """Per scale: are all the weights zero?"""
         self.tensor = numpy_helper.from_array(stored, quant.initializer + "_q")
 
 
@@ -68,6 +73,9 @@ class _Writer:
         self.domain16 = "" if model.opset >= AXIS_OPSET else "com.microsoft"
         self.uses_domain16 = False
         self.outputs = {output.name for output in model.outputs}
+        self.names: dict[str, str] = {}
+        """New tensors by the name they would have if no tensor of the model had it."""
+        self.taken = {*(value.name for value in model.proto.graph.input), *model.producers, *model.initializers}
         self.redirected: dict[tuple[str, str], str] = {}
         """(node, tensor) -> the tensor that the node reads instead."""
 
@@ -96,84 +104,109 @@ class _Writer:
     def _quantize_tensor(self, name: str, produced: onnx.NodeProto | None) -> None:
         """Put Q and DQ behind a tensor; its readers (those named, or all) read the dequantized one."""
         quant = self.applied.tensors[name]
-        source, result = name, f"{name}_dq"
         if name in self.outputs and produced is not None and not quant.readers:
-            source, result = f"{name}_f", name
+            source, result = self._fresh(f"{name}_f"), name
             produced.output[list(produced.output).index(name)] = source
+        else:
+            source, result = name, self._fresh(f"{name}_dq")
         parameters = self._parameters(name, quant)
-        self._conversion("QuantizeLinear", [source, *parameters], f"{name}_q", quant.dtype)
-        self._conversion("DequantizeLinear", [f"{name}_q", *parameters], result, quant.dtype)
+        stored = self._fresh(f"{name}_q")
+        self._conversion("QuantizeLinear", [source, *parameters], stored, quant.dtype)
+        self._conversion("DequantizeLinear", [stored, *parameters], result, quant.dtype)
         for reader in quant.readers or ("",):
             self.redirected[reader, name] = result
 
     def _quantize_layer(self, node: onnx.NodeProto, layer: LayerQuant, quant: WeightQuant) -> None:
         position = list(node.input).index(quant.initializer)
-        bias = node.input[2] if node.op_type != "MatMul" and len(node.input) > 2 and node.input[2] else ""
-        source = self._source_scale(node) if bias and layer.scheme.split("/")[0] != "float" else None
-        stored, suffix = self._stored(node, quant, bias, source)
-        prefix = f"{quant.initializer}{suffix}"
-        names = [f"{prefix}_q", f"{prefix}_s", f"{prefix}_z"]
-        for name, values in zip(names[1:], (stored.scale, stored.zero_point), strict=True):
-            self.initializers[name] = numpy_helper.from_array(np.asarray(values), name)
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(stored.tensor)
-        tensor.name = names[0]
-        self.initializers[names[0]] = tensor
+        bias = self._bias(node, layer, quant)
+        source = self._source_scale(node) if bias is not None else np.float32(0)
+        stored = self.cache.get(self.model, quant)
+        prefix = quant.initializer + self._form(quant)
+        if bias is not None and (scale := _scale_for_bias(stored, bias, source)) is not None:
+            stored = QuantizedWeight(self.model.array(quant.initializer), quant, scale)
+            prefix += "" if len(self.model.consumers[quant.initializer]) == 1 else f"_{node.name}"
+        names = self._constants(prefix, stored)
         if node.op_type == "Gather":
             self._quantize_gather(node, names, quant)
             return
-        self._conversion("DequantizeLinear", names, f"{prefix}_dq", quant.dtype, quant.axis)
-        node.input[position] = f"{prefix}_dq"
-        if source is not None:
+        node.input[position] = self._dequantized(prefix, names, quant)
+        if bias is not None:
             node.input[2] = self._quantize_bias(node, bias, source, stored.scale)
         self.nodes.append(node)
 
-    def _stored(
-        self, node: onnx.NodeProto, quant: WeightQuant, bias: str, source: np.float32 | None
-    ) -> tuple[QuantizedWeight, str]:
-        """The stored weight and what tells its name from others'. Where a channel's scale is so small that its bias would
-        not fit 32 bits, the scale is raised until it does."""
-        stored = self.cache.get(self.model, quant)
-        suffix = "" if self._only_form(quant) else f"_{quant.dtype}{'c' if quant.axis is not None else 't'}{'s' if quant.symmetric else 'a'}"
-        if source is None:
-            return stored, suffix
-        magnitude = np.abs(self.model.array(bias).reshape(-1))
-        magnitude = magnitude if stored.scale.ndim else magnitude.max(initial=0.0)
-        least = (magnitude / (float(source) * INT32_MAX * 0.99)).astype(np.float32)
-        if not np.any(least > stored.scale):
-            return stored, suffix
-        return QuantizedWeight(self.model.array(quant.initializer), quant, least), f"{suffix}_{node.name}"
+    def _bias(self, node: onnx.NodeProto, layer: LayerQuant, quant: WeightQuant) -> NDArray[np.float32] | None:
+        """The bias as [channels], where an integer kernel adds it; None where there is none or it is no such vector."""
+        if node.op_type not in ("Conv", "Gemm") or layer.scheme.split("/")[0] == FLOAT or len(node.input) < 3 or not node.input[2]:
+            return None
+        values = self.model.array(node.input[2])
+        weight = self.model.initializers[quant.initializer].dims
+        channels = weight[weight_axis(node, len(weight))]
+        if values.size != 1 and values.shape[-1:] != (values.size,) and values.shape != (1, values.size):
+            return None
+        return np.broadcast_to(values.reshape(-1), (channels,)) if values.size in (1, channels) else None
 
-    def _only_form(self, quant: WeightQuant) -> bool:
-        """Is a shared weight stored in one way only?"""
+    def _form(self, quant: WeightQuant) -> str:
+        """What tells the name of a weight that is stored in several forms from the others'."""
         forms = {layer.weight for layer in self.applied.layers.values() if layer.weight and layer.weight.initializer == quant.initializer}
-        return len(forms) == 1
+        if len(forms) == 1:
+            return ""
+        return f"_{quant.dtype}{'c' if quant.axis is not None else 't'}{'s' if quant.symmetric else 'a'}"
+
+    def _constants(self, prefix: str, stored: QuantizedWeight) -> list[str]:
+        names = [self._fresh(f"{prefix}_{part}") for part in "qsz"]
+        for name, values in zip(names[1:], (stored.scale, stored.zero_point), strict=True):
+            self.initializers[name] = numpy_helper.from_array(np.asarray(values), name)
+        if names[0] not in self.initializers:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(stored.tensor)
+            tensor.name = names[0]
+            self.initializers[names[0]] = tensor
+        return names
+
+    def _dequantized(self, prefix: str, names: list[str], quant: WeightQuant) -> str:
+        """The dequantized weight, which layers that share it in one form share too."""
+        base = f"{prefix}_dq"
+        if base not in self.names:
+            self._conversion("DequantizeLinear", names, self._fresh(base), quant.dtype, quant.axis)
+        return self.names[base]
 
     def _quantize_gather(self, node: onnx.NodeProto, names: list[str], quant: WeightQuant) -> None:
         """Rows are looked up as integers and only those are converted: the float table is never made."""
-        output = node.output[0]
+        output, rows = node.output[0], self._fresh(f"{node.output[0]}_rows")
         node.input[0] = names[0]
-        node.output[0] = f"{output}_rows"
+        node.output[0] = rows
         self.nodes.append(node)
-        self._conversion("DequantizeLinear", [f"{output}_rows", *names[1:]], output, quant.dtype, None if quant.axis is None else -1)
+        self._conversion("DequantizeLinear", [rows, *names[1:]], output, quant.dtype, None if quant.axis is None else -1)
 
-    def _quantize_bias(self, node: onnx.NodeProto, bias: str, source: np.float32, scale: NDArray[np.float32]) -> str:
+    def _quantize_bias(self, node: onnx.NodeProto, bias: NDArray[np.float32], source: np.float32, scale: NDArray[np.float32]) -> str:
         """int32 with scale S_input · S_weight and zero point 0 (Jacob et al., 2018, arXiv:1712.05877, section 2.4)."""
-        values = self.model.array(bias)
-        combined = (np.float32(source) * scale).astype(np.float32)
-        stored = np.clip(np.rint(values.astype(np.float64) / combined), -INT32_MAX - 1, INT32_MAX).astype(np.int32)
-        names = [f"{node.name}.bias_q", f"{node.name}.bias_s"]
+        combined = (source * scale).astype(np.float32)
+        stored = np.rint(bias.astype(np.float64) / combined).astype(np.int32)
+        names = [self._fresh(f"{node.name}.bias_{part}") for part in "qs"]
         self.initializers[names[0]] = numpy_helper.from_array(stored, names[0])
         self.initializers[names[1]] = numpy_helper.from_array(combined, names[1])
-        self._conversion("DequantizeLinear", names, f"{node.name}.bias_dq", "s32", 0 if combined.ndim else None)
-        return f"{node.name}.bias_dq"
+        result = self._fresh(f"{node.name}.bias_dq")
+        self._conversion("DequantizeLinear", names, result, "s32", 0 if combined.ndim else None)
+        return result
 
     def _source_scale(self, node: onnx.NodeProto) -> np.float32:
         read = self.model.nodes[node.name].input[0]
+        if read not in self.applied.tensors:
+            raise PlanError(f"the plan quantizes what layer '{node.name}' reads, but gives no scale for tensor '{read}'; was it edited?")
         return np.float32(self.applied.tensors[read].scale)
 
+    def _fresh(self, base: str) -> str:
+        """The name for a new tensor: `base`, unless the model has a tensor of that name."""
+        if base not in self.names:
+            name = base
+            while name in self.taken:
+                name += "_"
+            self.names[base] = name
+            self.taken.add(name)
+        return self.names[base]
+
     def _parameters(self, name: str, quant: TensorQuant) -> list[str]:
-        names = [f"{name}_s", f"{name}_z"]
+        names = [self._fresh(f"{name}_s"), self._fresh(f"{name}_z")]
         self.initializers[names[0]] = numpy_helper.from_array(np.array(quant.scale, np.float32), names[0])
         self.initializers[names[1]] = numpy_helper.from_array(np.array(quant.zero_point, STORAGE[quant.dtype]), names[1])
         return names
@@ -181,12 +214,13 @@ class _Writer:
     def _conversion(self, op: str, inputs: list[str], output: str, dtype: str, axis: int | None = None) -> None:
         domain = self.domain16 if dtype.endswith("16") else ""
         self.uses_domain16 |= bool(domain)
-        extra = {} if axis is None else {"axis": axis}
-        self.nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **extra))
+        node = helper.make_node(op, inputs, [output], name=output, domain=domain)
+        node.attribute.extend([] if axis is None else [helper.make_attribute("axis", axis)])
+        self.nodes.append(node)
 
     def _assemble(self) -> onnx.ModelProto:
         graph = self.model.proto.graph
-        read = {name for node in self.nodes for name in node.input} | self.outputs
+        read = {name for node in self.nodes for name in node.input} | self.outputs | inner_reads(graph)
         proto = onnx.ModelProto(ir_version=self.model.proto.ir_version, producer_name="accutune")
         proto.opset_import.extend(self.model.proto.opset_import)
         if self.uses_domain16 and all(entry.domain != self.domain16 for entry in proto.opset_import):
@@ -199,6 +233,18 @@ class _Writer:
         proto.graph.initializer.extend(kept)
         proto.graph.initializer.extend(self.initializers.values())
         return proto
+
+
+def _scale_for_bias(stored: QuantizedWeight, bias: NDArray[np.float32], source: np.float32) -> NDArray[np.float32] | None:
+    """Weight scales with which the bias fits; None where those that the weight asks for do.
+
+    bias: [channels]. The scale of a channel whose bias would pass 2**30 is raised to where it just fits. The scale of a channel
+    without weights is free: it becomes that too, because the bias then loses nothing."""
+    magnitude = np.abs(bias) if stored.scale.ndim else np.abs(bias).max(initial=0.0)
+    least = np.maximum(magnitude / (np.float64(source) * BIAS_LIMIT), SMALLEST_SCALE)
+    free = stored.silent & (magnitude > 0)
+    scale = np.where(free, least, np.maximum(stored.scale, least)).astype(np.float32)
+    return None if np.array_equal(scale, stored.scale) else scale
 
 
 def _check_fits(model: Model, applied: AppliedPlan) -> None:

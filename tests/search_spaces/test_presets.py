@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+from search_spaces.presets import load_preset, preset_names
+
+
+def test_the_presets() -> None:
+    assert preset_names() == ("int8", "int8-fast", "int8-full")
+    for name in preset_names():
+        preset = load_preset(name)
+        assert preset.name == name
+        assert len(preset.summary) > 20
+
+
+@pytest.mark.parametrize(("asked", "hint"), [("int8fast", " Did you mean 'int8-fast'?"), ("int8-ful", " Did you mean 'int8-full'?"), ("zz", "")])
+def test_an_unknown_preset_suggests_the_nearest(asked: str, hint: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_preset(asked)
+    assert str(error.value) == f"unknown space '{asked}'.{hint} Known: int8, int8-fast, int8-full."
