@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from server.console import ProgressView, amount, err, interval, out, print_table, show_result
+from server.console import ProgressView, amount, err, interval, print_table, say, show_result, tell
 from tuner import __version__
 from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, PlanError, UnknownName, disk_error
 from tuner.job import DataRef, JobSpec, Target, load_job
@@ -42,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
     if version:
-        out.print(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -51,11 +51,11 @@ def demo(folder: Annotated[Path, typer.Option("--out", help="Where everything go
     """Train a small network on scikit-learn's digits and tune it: the whole way in a minute or two."""
     from tuner.demo import prepare_demo
 
-    job_file = prepare_demo(folder, lambda line: err.print(line, markup=False, soft_wrap=True))
+    job_file = prepare_demo(folder, tell)
     run_folder = folder / f"run-{_job_id()}"
     result = _run(load_job(job_file), run_folder, resume=False, finish=False)
     show_result(result, str(run_folder))
-    out.print(f"\nLook at {run_folder / 'report.html'}; change {job_file} and run it again with: tuner run {job_file}", markup=False, soft_wrap=True)
+    say(f"\nLook at {run_folder / 'report.html'}; change {job_file} and run it again with: tuner run {job_file}")
     raise typer.Exit(MET if result.feasible else MISSED)
 
 
@@ -112,13 +112,14 @@ def inspect(model: ModelFile, as_json: AsJson = False) -> None:
         facts = {"sha256": loaded.sha256, "opset": loaded.opset, "parameters": loaded.parameters, "size_bytes": loaded.size_bytes}
         sys.stdout.write(json.dumps(facts | tensors | {"macs": total_macs(layers), "layers": rows}, indent=2) + "\n")
         return
-    out.print(f"{model}: opset {loaded.opset}, {loaded.size_bytes / 1e6:.2f} MB, SHA-256 {loaded.sha256[:16]}…", markup=False, soft_wrap=True)
-    out.print(f"{loaded.parameters:,} parameters, {total_macs(layers):,} MACs a row (dynamic dimensions counted as 1)")
+    say(f"{model}: opset {loaded.opset}, {loaded.size_bytes / 1e6:.2f} MB, SHA-256 {loaded.sha256[:16]}…")
+    say(f"{loaded.parameters:,} parameters, {total_macs(layers):,} MACs a row (dynamic dimensions counted as 1)")
     for title, tensors_ in (("input", loaded.inputs), ("output", loaded.outputs)):
         for tensor in tensors_:
             shape = ", ".join("?" if dim is None else str(dim) for dim in tensor.shape)
-            out.print(f"{title} {tensor.name}: {tensor.dtype} [{shape}]", markup=False)
-    rows_ = [(x.name, x.op, _shape(x.weight_shape), _shape(x.output_shape), x.params, x.macs, "yes" if x.name in able else "no") for x in layers]
+            say(f"{title} {tensor.name}: {tensor.dtype} [{shape}]")
+    yes = {name: "yes" for name in able}
+    rows_ = [(x.name, x.op, _shape(x.weight_shape), _shape(x.output_shape), x.params, x.macs, yes.get(x.name, "no")) for x in layers]
     print_table(("layer", "operator", "weight", "output", "parameters", "MACs", "quantizable"), rows_)
 
 
@@ -174,10 +175,11 @@ def apply(
     except InputError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise PlanError(f"the plan {plan} holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it") from error
+        broken = f"the plan {plan} holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it"
+        raise PlanError(broken) from error
     with _writing(output):
         output.write_bytes(data)
-    out.print(f"{output}: {len(data):,} bytes, {len(applied.layers)} layers compressed", markup=False, soft_wrap=True)
+    say(f"{output}: {len(data):,} bytes, {len(applied.layers)} layers compressed")
 
 
 @app.command()
@@ -208,7 +210,7 @@ def compare(
         table.append((name, amount(value), amount(found.second[name]), change))
     print_table(("", first.name, second.name, "change"), table)
     if found.speedup.contains(1.0):
-        out.print("No measurable difference in latency.")
+        say("No measurable difference in latency.")
 
 
 @app.command()
@@ -235,12 +237,13 @@ def spaces(
     processor = target.processor(processor_features())
     for name in names:
         resolved = resolve(load_preset(name), candidates(prepared, target), target, processor)
-        out.print(f"\n{name}: {load_preset(name).summary}", markup=False, soft_wrap=True)
+        say(f"\n{name}: {load_preset(name).summary}")
         size = f"10^{len(str(resolved.size)) - 1}" if resolved.size > 10**6 else str(resolved.size)
-        out.print(f"{len(resolved.layers)} layers or operator types, {size} plans, on {processor.name}")
-        print_table(("layer", "operator", "options", "of kind"), ((x.name, x.op, len(x.options), _kinds(x.options)) for x in resolved.layers))
+        say(f"{len(resolved.layers)} layers or operator types, {size} plans, on {processor.name}")
+        layers = ((x.name, x.op, len(x.options), _kinds(x.options)) for x in resolved.layers)
+        print_table(("layer", "operator", "options", "of kind"), layers)
         for refusal in resolved.refused:
-            out.print(f"left out for {refusal.op}: {refusal.options} options, because {refusal.why}", markup=False, soft_wrap=True)
+            say(f"left out for {refusal.op}: {refusal.options} options, because {refusal.why}")
 
 
 @app.command()
@@ -252,7 +255,7 @@ def doctor() -> None:
     for check in examine():
         problems += check.status == "problem"
         mark = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}[check.status]
-        out.print(f"{mark} {check.name}: {check.answer}", markup=False, soft_wrap=True)
+        say(f"{mark} {check.name}: {check.answer}")
     raise typer.Exit(FAILED if problems else MET)
 
 
@@ -276,7 +279,7 @@ def _run(spec: JobSpec | None, folder: Path, *, resume: bool, finish: bool) -> J
             record = _newest_job(store, folder)
             job_id, spec = record.job_id, record.spec
             if record.state == JobState.SUCCEEDED and (folder / "result.json").is_file():
-                err.print(f"The job in {folder} is finished already.", markup=False)
+                tell(f"The job in {folder} is finished already.")
                 return JobResult.model_validate_json((folder / "result.json").read_bytes())
         assert spec is not None
         try:
@@ -302,7 +305,7 @@ def _only_one(folder: Path, resume: bool) -> Iterator[None]:
     """Opens the job's folder for one process at a time: for a new job it is created, for a resumed one it must hold a job."""
     with _writing(folder):
         if resume and not (folder / DATABASE).is_file():
-            raise JobError(f"there is no job in {folder} ({DATABASE} is missing); give the folder of an interrupted run, or start with a job file")
+            raise JobError(f"there is no job in {folder} ({DATABASE} is missing); give an interrupted job's folder, or a job file")
         (folder / "cache").mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
@@ -329,7 +332,7 @@ def _make_way(folder: Path) -> None:
     store = SqlTrialStore(sqlite_url(folder.resolve() / DATABASE))
     try:
         if any(True for job in store.job_ids() for _ in store.trials(job)):
-            raise JobError(f"{folder} holds a job with trials already; go on with it by --resume {folder}, or choose another folder with --out")
+            raise JobError(f"{folder} holds a job with trials; go on with it by --resume {folder}, or choose another folder with --out")
     finally:
         store.close()
     with _writing(folder):
@@ -381,15 +384,15 @@ def main() -> None:
         app(standalone_mode=True)
     except InputError as error:
         where = f"{error.field}: " if error.field and error.field not in str(error) else ""
-        err.print(f"error: {where}{error}", markup=False, soft_wrap=True)
+        tell(f"error: {where}{error}")
         sys.exit(BAD_INPUT)
     except (JobCancelled, KeyboardInterrupt) as stop:
-        err.print(f"stopped: {stop}", markup=False, soft_wrap=True)
+        tell(f"stopped: {stop}")
         sys.exit(FAILED)
     except Exception as error:  # The last resort; with ACCUTUNE_DEBUG the whole story is shown.
         if os.environ.get("ACCUTUNE_DEBUG"):
             raise
         kind = "" if isinstance(error, AccutuneError) else f"{type(error).__name__}: "
         said = " ".join(str(error).split())
-        err.print(f"failed: {kind}{said} (set ACCUTUNE_DEBUG=1 for the traceback)", markup=False, soft_wrap=True)
+        tell(f"failed: {kind}{said} (set ACCUTUNE_DEBUG=1 for the traceback)")
         sys.exit(FAILED)

@@ -22,6 +22,16 @@ err = Console(stderr=True, highlight=False)
 RECENT = 6
 
 
+def say(line: str) -> None:
+    """A line of the result, as it stands: the terminal wraps it, a file does not."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def tell(line: str) -> None:
+    """A line about the work or about what went wrong."""
+    err.print(line, markup=False, soft_wrap=True)
+
+
 class ProgressView:
     """Shows a job's events: a live table on a terminal, one plain line per step elsewhere."""
 
@@ -30,9 +40,11 @@ class ProgressView:
         self._phase = ""
         self._recent: list[TrialResult] = []
         self._best: TrialResult | None = None
-        self._bar = Progress(TextColumn("{task.description:<12}"), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[eta]}"))
+        name, left = TextColumn("{task.description:<12}"), TextColumn("{task.fields[eta]}")
+        self._bar = Progress(name, BarColumn(bar_width=30), MofNCompleteColumn(), left)
         self._task = self._bar.add_task("prepare", total=None, eta="")
-        self._live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render) if console.is_terminal else None
+        live = Live(console=console, refresh_per_second=4, transient=True, get_renderable=self._render)
+        self._live = live if console.is_terminal else None
 
     def __enter__(self) -> ProgressView:
         if self._live:
@@ -63,16 +75,16 @@ class ProgressView:
         for trial in self._recent:
             table.add_row(*map(Text, _cells(trial)))
         best = [Text(f"best so far: {_one_line(self._best)}")] if self._best else []
-        steps = " › ".join(f"[bold]{name}[/bold]" if name == self._bar.tasks[0].description else name for name in PHASES)
+        steps = " → ".join(f"[bold]{name}[/bold]" if name == self._bar.tasks[0].description else name for name in PHASES)
         return Group(Text.from_markup(steps), self._bar, table, *best)
 
     def _plain(self, event: Event) -> None:
         if event.phase != self._phase:
             self._phase = event.phase
-            self.console.print(f"[{event.seconds:7.1f} s] {event.phase}", markup=False)
+            self.console.print(f"[{event.seconds:7.1f} s] {event.phase}", markup=False, soft_wrap=True)
         if event.trial is None or event.phase != "search":
             if event.message:
-                self.console.print(f"[{event.seconds:7.1f} s] {event.phase}: {event.message}", markup=False)
+                self.console.print(f"[{event.seconds:7.1f} s] {event.phase}: {event.message}", markup=False, soft_wrap=True)
             return
         left = f", about {duration(event.seconds_left)} left" if event.seconds_left else ""
         best = f"; best {_one_line(event.best)}" if event.best else ""
@@ -98,7 +110,7 @@ def opening(job: JobSpec, ready: Preflight) -> list[str]:
 
 def show_result(result: JobResult, folder: str) -> None:
     """The story of a finished job."""
-    out.print(result.summary, soft_wrap=True, markup=False)
+    say(result.summary)
     table = Table(box=None, pad_edge=False)
     for name in ("", "original", "best", ""):
         table.add_column(name, justify="left" if not name else "right")
@@ -107,9 +119,9 @@ def show_result(result: JobResult, folder: str) -> None:
         table.add_row(name, amount(value), amount(ours) if ours else "", _change(name, result))
     _print_wide(table)
     for line in (*result.blame, *(f"try: {tip}" for tip in result.advice)):
-        out.print(line, soft_wrap=True, markup=False)
-    out.print(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.", soft_wrap=True, markup=False)
-    out.print(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)", soft_wrap=True, markup=False)
+        say(line)
+    say(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.")
+    say(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -153,8 +165,7 @@ def interval(found: Interval, form: str = ".2f", unit: str = "") -> str:
 
 
 def _change(name: str, result: JobResult) -> str:
-    judged = result.best.verdicts[0].metric
-    if name == judged or (judged == "auto" and name in ("top1", "agreement")):
+    if name == result.best.verdicts[0].metric:
         return f"drop {interval(result.best.drop, '.4f')}"
     if name == "latency_ms":
         verdict = "no measurable difference" if result.best.speedup.contains(1.0) else "speed-up"

@@ -19,7 +19,7 @@ from tuner.model.graph import Model
 from tuner.plan import CompressionPlan
 from tuner.results import Baseline, Certificate, Decision, Drop, Interval, Measurement, Outcome, Verdict
 
-LATENCY_SECONDS, LATENCY_BLOCKS, LATENCY_PRECISION = 6.0, 41, 0.005
+LATENCY_SECONDS, LATENCY_BLOCKS, LATENCY_PRECISION = 4.0, 31, 0.008
 
 
 def certify(evaluator: Evaluator, number: int, plan: CompressionPlan, attempt: int, path: Path) -> Certificate:

@@ -171,10 +171,12 @@ def scatter(
     parts = [plot.axes()]
     if front:
         parts.append(_stairs("front", plot, front))
+    notes = []
     if target is not None:
         at = plot.py(target[0])
-        parts += [_line("target", LEFT, at, width - RIGHT, at), _text("note", width - RIGHT, at - 6, target[1], "end")]
-    parts += [_point(plot, p) for p in sorted(drawn, key=lambda p: bool(p.label))]
+        parts.append(_line("target", LEFT, at, width - RIGHT, at))
+        notes.append(_text("note", width - RIGHT, at - 6, target[1], "end"))
+    parts += [_point(plot, p) for p in sorted(drawn, key=lambda p: bool(p.label))] + notes
     return _svg(label, width, plot.height, parts)
 
 
@@ -211,7 +213,7 @@ def bars(rows: Sequence[Bar], *, label: str, axis: str, width: float = 860) -> s
     scale, left, step = _decades(axis, [row.value or 0.0 for row in drawn]), 0.32 * width, 22
     right, floor = width - 76, 8.0 + step * len(drawn)
     plot = [_text("label", right, floor + 38, axis, "end"), _line("axis", left, 4, left, floor)]
-    for tick in scale.ticks(max(2, int((right - left) / 70))):
+    for tick in scale.ticks(max(2, int((right - left) / 45))):
         at = left + scale.place(tick) * (right - left)
         plot += [_line("grid", at, 4, at, floor), _text("tick", at, floor + 18, scale.show(tick), "middle")]
     for index, row in enumerate(drawn):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
@@ -46,15 +46,15 @@ class Cost:
 
     key: str
     original: float | None
-    saved_ms: Mapping[str, float] = field(default_factory=dict)
-    """{layer: milliseconds that compressing it saves}, for predictions."""
+    saved: Mapping[str, float] = field(default_factory=dict)
+    """{layer: share of the original's latency that compressing it saves}, for predictions."""
 
     @classmethod
     def of(cls, job: JobSpec, result: JobResult, sensitivity: Sequence[SensitivityRow]) -> Cost:
         key = next((OBJECTIVE_COSTS[name] for name in job.objectives if name in OBJECTIVE_COSTS), "latency_ms")
         baseline = result.baseline.measurements.get(key)
-        saved = {r.layer: r.float_ms - r.scheme_ms for r in sensitivity if r.float_ms is not None and r.scheme_ms is not None}
-        return cls(key, baseline.value if baseline else None, saved if key == "latency_ms" else {})
+        original = baseline.value if baseline else None
+        return cls(key, original, _savings(sensitivity, original or 0.0) if key == "latency_ms" else {})
 
     @property
     def name(self) -> str:
@@ -72,10 +72,9 @@ class Cost:
 
     def predicted(self, trial: TrialResult) -> float | None:
         """The original's latency less what the compressed layers were measured to save one by one."""
-        if not self.saved_ms or self.original is None:
+        if not self.saved or self.original is None:
             return None
-        saved = sum(self.saved_ms.get(layer, 0.0) for layer, choice in trial.assignment.items() if choice != FLOAT)
-        return max(0.0, self.original - saved)
+        return self.original * (1 - sum(self.saved.get(layer, 0.0) for layer, choice in trial.assignment.items() if choice != FLOAT))
 
     def known(self, trial: TrialResult) -> float | None:
         measured = self.measured(trial)
@@ -118,26 +117,24 @@ def kind_of(trial: TrialResult) -> str:
 
 def trade_off(result: JobResult, trials: Sequence[TrialResult], cost: Cost, judged: Judged) -> Figure:
     """Drop against cost, one mark per trial."""
-    factor = judged.words.factor
+    words, allowed = judged.words, judged.allowed
     seen = [(t, v) for t in trials if t.state != TrialState.FAILED and (v := judged.verdict(t)) is not None and cost.known(t) is not None]
-    top = _ceiling([v.drop for _, v in seen], judged.allowed, result.best.drop.value)
+    top = _ceiling([v.drop for _, v in seen], allowed, result.best.drop.value)
+    y = _drop_axis([v for _, v in seen], words, top, allowed)
     scale, unit = axis_unit(cost.key, max([cost.known(t) or 0.0 for t, _ in seen] + finite((cost.original,)), default=0.0))
-    points = [_trial_point(t, v, cost, judged.words, scale) for t, v in seen]
-    points = [replace(p, label="best") if t.number == result.best.trial else p for p, (t, _) in zip(points, seen, strict=True)]
-    extra = [_failed_point(t, cost, scale, factor * top) for t in trials if t.state == TrialState.FAILED]
-    if cost.original is not None:
-        extra.append(Point(cost.original / scale, 0.0, "original", f"original model: {quantity(cost.key, cost.original)}"))
-    heights = [*(p.y for p in points), *(p.low for p in points), *(p.high for p in points), 0.0, factor * (judged.allowed or 0.0)]
-    y = Axis.around(judged.words.axis, [h for h in finite(heights) if abs(h) <= 1.2 * factor * max(top, judged.allowed or 0.0)])
-    x = Axis.around(", ".join(filter(None, (cost.name, unit))), [p.x for p in (*points, *extra)])
-    target = None if judged.allowed is None else (factor * judged.allowed, f"target: at most {judged.words.short(judged.allowed)}")
-    full = [(c / scale, factor * v.drop) for t, v in seen if t.state == TrialState.COMPLETE and (c := cost.measured(t)) is not None]
-    drawn = [*points, *extra] if points else []
-    label = f"{judged.words.axis} against {cost.name} for {len(points)} trials"
+    points = [_trial_point(t, v, cost, words, scale, t.number == result.best.trial) for t, v in seen]
+    failed = [_failed_point(t, cost, scale, y.high) for t in trials if t.state == TrialState.FAILED]
+    origin = None if cost.original is None else cost.original / scale
+    original = Point(origin, 0.0, "original", f"original model: {quantity(cost.key, cost.original)}")
+    drawn = [*failed, *points, original] if points else []
+    x = Axis.around(", ".join(filter(None, (cost.name, unit))), [p.x for p in drawn])
+    target = None if allowed is None else (words.factor * allowed, f"target: at most {words.short(allowed)}")
+    full = [(c / scale, words.factor * v.drop) for t, v in seen if t.state == TrialState.COMPLETE and (c := cost.measured(t)) is not None]
+    label = f"{words.axis} against {cost.name} for {len(points)} {'trial' if len(points) == 1 else 'trials'}"
     chart = _both(lambda width: scatter(drawn, x, y, label=label, width=width, target=target, front=pareto_front(full)))
     above = sum(v.drop > top for _, v in seen)
-    missing = len(trials) - len(points) - len(finite(p.x for p in extra if p.kind == "failed"))
-    return Figure(chart, _legend(drawn), _trade_off_remarks(above, missing, any(p.hollow for p in points)))
+    missing = len(trials) - len(points) - len(finite(p.x for p in failed))
+    return Figure(chart, _legend(drawn), _trade_off_remarks(judged, above, missing, any(p.hollow for p in points)))
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -212,6 +209,13 @@ def sensitivity_bars(rows: Sequence[SensitivityRow]) -> Figure:
     return Figure(_both(lambda width: bars(drawn, label=label, axis="change of the output relative to its variance", width=width)))
 
 
+def _savings(sensitivity: Sequence[SensitivityRow], original_ms: float) -> dict[str, float]:
+    """{layer: share of the latency saved}. Layers timed one by one can add up to more than the whole; then their sum is the whole."""
+    timed = [(row.layer, row.float_ms, row.scheme_ms) for row in sensitivity if row.float_ms is not None and row.scheme_ms is not None]
+    whole = max(original_ms, sum(float_ms for _, float_ms, _ in timed))
+    return {layer: (float_ms - scheme_ms) / whole for layer, float_ms, scheme_ms in timed} if whole else {}
+
+
 def _both(draw: Callable[[float], str]) -> Markup:
     """One drawing for wide and one for narrow screens. The charts escape what they are given."""
     return Markup(f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>')
@@ -223,27 +227,38 @@ def _ceiling(drops: Sequence[float], allowed: float | None, best: float) -> floa
     return max((drop for drop in drops if drop <= OUTLIER * scale or scale <= 0), default=scale)
 
 
-def _trial_point(trial: TrialResult, verdict: Verdict, cost: Cost, words: DropWords, scale: float) -> Point:
+def _drop_axis(verdicts: Sequence[Verdict], words: DropWords, top: float, allowed: float | None) -> Axis:
+    """Holds 0, the target and every drop up to `top`, with error bars as far as they are of that size too."""
+    limit = 1.2 * max(top, allowed or 0.0)
+    drops = [v.drop for v in verdicts if v.drop <= top] + [0.0, allowed or 0.0]
+    bounds = [bound for v in verdicts for bound in (v.lower, v.upper) if abs(bound) <= limit]
+    return Axis.around(words.axis, [words.factor * value for value in (*drops, *bounds)])
+
+
+def _trial_point(trial: TrialResult, verdict: Verdict, cost: Cost, words: DropWords, scale: float, best: bool) -> Point:
     known = cost.known(trial)
     assert known is not None
     hollow = cost.measured(trial) is None
     tip = f"trial {trial.number}, {KINDS[kind_of(trial)]}: {words.say(verdict.drop)}, {quantity(cost.key, known)}{' (predicted)' * hollow}"
     low, high = words.factor * verdict.lower, words.factor * verdict.upper
-    return Point(known / scale, words.factor * verdict.drop, kind_of(trial), tip, low, high, hollow=hollow)
+    return Point(known / scale, words.factor * verdict.drop, kind_of(trial), tip, low, high, "best" if best else "", hollow)
 
 
-def _failed_point(trial: TrialResult, cost: Cost, scale: float, top: float) -> Point:
+def _failed_point(trial: TrialResult, cost: Cost, scale: float, edge: float) -> Point:
     known = cost.known(trial)
-    return Point(None if known is None else known / scale, top, "failed", f"trial {trial.number} failed")
+    return Point(None if known is None else known / scale, edge, "failed", f"trial {trial.number} failed")
 
 
 def _legend(points: Sequence[Point]) -> tuple[tuple[Markup, str], ...]:
     kinds = Counter(p.kind for p in points if p.x is not None)
-    return tuple((Markup(swatch(kind)), f"{words}: {kinds[kind]}") for kind, words in KINDS.items() if kinds[kind])
+    return tuple(
+        (Markup(swatch(kind)), words if kind == "original" else f"{words}: {kinds[kind]}") for kind, words in KINDS.items() if kinds[kind]
+    )
 
 
-def _trade_off_remarks(above: int, missing: int, hollow: bool) -> tuple[str, ...]:
-    remarks = []
+def _trade_off_remarks(judged: Judged, above: int, missing: int, hollow: bool) -> tuple[str, ...]:
+    decides = "the upper end of its bar" if judged.constraint.confidence else "the mark itself"
+    remarks = [f"Bars reach from the lower to the upper bound on the drop; a trial meets the target where {decides} is not above the line."]
     if hollow:
         remarks.append("Hollow marks: latency predicted from layers timed one by one. Only trials that meet the target are timed whole.")
     if above:

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from search_spaces.schemes import FLOAT
-from tuner.figures import KINDS, Cost, Judged, history, kind_of, layer_rows, layer_strip, sensitivity_bars, trade_off
+from tuner.figures import Cost, Judged, history, kind_of, layer_rows, layer_strip, sensitivity_bars, trade_off
 from tuner.job import COST_METRICS, JobSpec
 from tuner.results import JobResult, Measurement, SensitivityRow, TrialResult
 from tuner.wording import COST_NAMES, NBSP, UNKNOWN, DropWords, duration, is_share, number, percent, quantity, ratio_words, speedup_words
@@ -23,6 +23,7 @@ MARKS = {
     "undecided": ("?", "Undecided"),
     "nothing": ("=", "Nothing gained"),
 }
+OUTCOMES = {"feasible": "met", "infeasible": "missed"}
 
 
 def render_report(
@@ -148,10 +149,10 @@ def _trial_row(trial: TrialResult, cost: Cost, judged: Judged) -> dict[str, str]
     short = judged.words.short
     return {
         "number": str(trial.number),
-        "outcome": KINDS[kind_of(trial)].partition(":")[0].partition(" (")[0] if trial.finished else trial.state.value,
+        "outcome": OUTCOMES.get(kind_of(trial), kind_of(trial)) if trial.finished else trial.state.value,
         "drop": short(verdict.drop if verdict else None),
         "bounds": f"{short(verdict.lower)} to {short(verdict.upper)}" if verdict else UNKNOWN,
-        "cost": quantity(cost.key, known) + (" predicted" if measured is None and known is not None else ""),
+        "cost": ("~" if measured is None and known is not None else "") + quantity(cost.key, known),
         "speedup": f"{trial.speedup.value:.2f}× ({trial.speedup.lower:.2f} to {trial.speedup.upper:.2f})" if trial.speedup else UNKNOWN,
         "layers": f"{sum(choice != FLOAT for choice in trial.assignment.values()):,} of {len(trial.assignment):,}",
         "seconds": duration(sum(trial.timings.values())) if trial.timings else UNKNOWN,

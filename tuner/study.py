@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from search_spaces.schemes import QuantScheme
+from search_spaces.space import SearchSpace
 from tuner.errors import AccutuneError, JobCancelled, StorageError, TrialError
 from tuner.executor import Executor
 from tuner.export import TrialTable
 from tuner.job import JobSpec
-from tuner.plan import CompressionPlan, make_plan
+from tuner.plan import QUANTIZE, CompressionPlan, make_plan
 from tuner.preflight import check_names
 from tuner.progress import Event, Observer, Phase
 from tuner.results import Assignment, Certificate, Findings, Preflight, TrialFailure, TrialResult, TrialState
@@ -158,6 +160,8 @@ class _Loop:
         self.study, self.problem, self.aims, self.table = study, problem, aims, table
         self.history = finished
         self.digests = {trial.plan_digest for trial in finished}
+        timed = [trial for trial in finished if trial.speedup is not None]
+        self.timed = {kernels_of(problem.space, trial.assignment): trial for trial in reversed(timed)}
         self.running: dict[Future[TrialResult], TrialResult] = {}
         unfinished = (trial for trial in study.store.trials(study.job_id) if trial.state == TrialState.RUNNING)
         self.again = list(unfinished)
@@ -173,6 +177,7 @@ class _Loop:
                 while self._wants_more() and len(self.running) < budget.parallel and self._start(pool):
                     pass
                 if not self.running:
+                    self._wants_more()  # Names the reason where the strategy was the last to be asked.
                     break
                 done = wait(self.running, return_when=FIRST_COMPLETED).done
                 for future in sorted(done, key=lambda future: self.running[future].number):
@@ -231,21 +236,39 @@ class _Loop:
         return None
 
     def _worth_timing(self, assignment: Assignment) -> bool:
-        """Only a candidate whose predicted latency can compete is timed, unless its latency is limited."""
+        """Only a candidate whose predicted latency can compete is timed, unless its latency is limited; and of those that run the
+        same kernels, only the first."""
         job = self.study.job
         if any(constraint.metric == "latency_ms" for constraint in job.constraints):
             return True
+        if self._twin(assignment) is not None:
+            return False
         if "latency" not in job.objectives:
             return False
         index = job.objectives.index("latency")
         rivals = [self.problem.predict(trial.assignment)[index] for trial in self.history if trial.speedup is not None]
         return self.problem.predict(assignment)[index] <= NEAR * min(rivals, default=float("inf"))
 
+    def _twin(self, assignment: Assignment) -> TrialResult | None:
+        """A timed trial that runs the same kernels: only ranges differ, and those take no time."""
+        return self.timed.get(kernels_of(self.problem.space, assignment))
+
+    def _with_latency_of_twin(self, trial: TrialResult) -> TrialResult:
+        twin = self._twin(trial.assignment) if trial.speedup is None and trial.feasible else None
+        if twin is None:
+            return trial
+        note = f"latency as measured for trial {twin.number}, which runs the same kernels"
+        measurements = trial.measurements | {"latency_ms": twin.measurements["latency_ms"]}
+        return trial.model_copy(update={"speedup": twin.speedup, "measurements": measurements, "notes": (*trial.notes, note)})
+
     def _finish(self, started: TrialResult, trial: TrialResult) -> None:
-        trial = trial.model_copy(update={"attempt": started.attempt})
+        trial = self._with_latency_of_twin(trial)
+        trial = trial.model_copy(update={"attempt": started.attempt, "timings": started.timings | trial.timings})
         self.study.store.save_trial(self.study.job_id, trial)
         self.table.append(trial)
         self.history.append(trial)
+        if trial.speedup is not None:
+            self.timed.setdefault(kernels_of(self.problem.space, trial.assignment), trial)
         self.study.save_clock()
         self.study.tell(
             "search",
@@ -261,6 +284,11 @@ class _Loop:
         spent = sum(sum(trial.timings.values()) for trial in self.history) / budget.parallel
         by_trials = spent / len(self.history) * (budget.trials - len(self.history))
         return max(0.0, min(by_trials, budget.seconds - study.seconds))
+
+
+def kernels_of(space: SearchSpace, assignment: Assignment) -> frozenset[tuple[str, str]]:
+    """(layer, kind of scheme) of every compressed layer: what decides which kernels run."""
+    return frozenset((layer, QuantScheme.parse(str(choice[QUANTIZE])).kind) for layer, choice in space.decode(assignment).items())
 
 
 CERTIFY_SHARE = 0.15

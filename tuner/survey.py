@@ -28,7 +28,7 @@ from tuner.results import Findings, SensitivityRow
 MACS_BUDGET = 4e11
 """Multiply-accumulates that the sensitivity analysis may spend in all (about 20 s on one core). Its rows follow from this and not
 from the clock, so that the same job always sees the same figures."""
-LEAST_ROWS, MOST_ROWS = 16, 256
+LEAST_ROWS, MOST_ROWS = 16, 128
 LEAST_HARM, MOST_HARM = 1e-12, 100.0
 """Unrelated outputs diverge by about 2. A layer whose outputs are not even finite counts as MOST_HARM, so that sums stay finite."""
 

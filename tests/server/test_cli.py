@@ -122,7 +122,8 @@ def test_inspect_shows_layers_in_a_table(call: Call, model: Path) -> None:
     assert done.status == 0
     assert "input x: float32 [?, 16]" in done.out
     assert "1,765 parameters, 1,696 MACs a row" in done.out
-    assert [line.split() for line in done.out.splitlines() if line.startswith("fc2")] == [["fc2", "Gemm", "32×32", "1×32", "1,056", "1,024", "yes"]]
+    (second,) = (line.split() for line in done.out.splitlines() if line.startswith("fc2"))
+    assert second == ["fc2", "Gemm", "32×32", "1×32", "1,056", "1,024", "yes"]
 
 
 def test_inspect_as_json(call: Call, model: Path) -> None:
@@ -260,7 +261,7 @@ def test_doctor_answers_every_question(call: Call) -> None:
         (["--resume", "there", "--out", "here"], "--out goes with a new job; a resumed job stays in its folder"),
         (["job.yaml", "--finish"], "--finish goes with --resume FOLDER"),
         (["gone.yaml"], "the job file gone.yaml cannot be read (No such file or directory); give the path of a YAML job file"),
-        (["--resume", "there"], "there is no job in there (trials.db is missing); give the folder of an interrupted run"),
+        (["--resume", "there"], "there is no job in there (trials.db is missing); give an interrupted job's folder, or a job file"),
     ],
 )
 def test_run_needs_a_job_or_a_folder(
@@ -271,15 +272,18 @@ def test_run_needs_a_job_or_a_folder(
     assert list(tmp_path.iterdir()) == []
 
 
+NEEDED = "model: m\ndata: {validation: {file: f}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("model: [", "job.yaml is not valid YAML: while parsing"),
         ("- model", "must hold a mapping with at least model, data and constraints, got list"),
-        ("model: m\ndata: {validation: {file: f}}\nconstrains: []", "constrains: unknown key 'constrains'. Did you mean 'constraints'?"),
-        ("model: m\ndata: {validation: {file: f}}\nconstraints: [{metric: top1, max_drop: 0}]\nbudget: {trails: 9}", "Did you mean 'trials'?"),
+        (f"{NEEDED}constrains: []", "constrains: unknown key 'constrains'. Did you mean 'constraints'?"),
+        (f"{NEEDED}constraints: []\nbudget: {{trails: 9}}", "budget.trails: unknown key 'trails'. Did you mean 'trials'?"),
         ("model: m\ndata: {}\nconstraints: [{metric: top1, max_drop: 0}]", "data.validation is missing"),
-        ("model: m\ndata: {validation: {file: f}}\nconstraints: [{metric: top1}]", "exactly one of max_drop, at_least, at_most"),
+        (f"{NEEDED}constraints: [{{metric: top1}}]", "exactly one of max_drop, at_least, at_most"),
     ],
 )
 def test_a_job_file_with_a_mistake_is_told_where(call: Call, tmp_path: Path, text: str, complaint: str) -> None:
@@ -294,10 +298,12 @@ def test_a_job_file_with_a_mistake_is_told_where(call: Call, tmp_path: Path, tex
         ({"space": "int9"}, "unknown space 'int9'. Did you mean 'int8'?"),
         ({"strategy": "atuo"}, "unknown strategy 'atuo'. Did you mean 'auto'?"),
         ({"objectives": ["speed"]}, "unknown objective 'speed'"),
-        ({"constraints": [{"metric": "size_bytes", "at_most": 9}]}, "no constraint protects accuracy; add one like {metric: top1, max_drop: 0.01}"),
+        ({"constraints": [{"metric": "size_bytes", "at_most": 9}]}, "no constraint protects accuracy; add one like"),
     ],
 )
-def test_a_name_that_nobody_knows_ends_the_job(call: Call, job_file: WriteJob, tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_a_name_that_nobody_knows_ends_the_job(
+    call: Call, job_file: WriteJob, tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
     assert complaint in refused(call("run", job_file(tmp_path, **changes), "--out", tmp_path / "out"))
 
 

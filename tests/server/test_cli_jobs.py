@@ -22,6 +22,8 @@ COMMAND = (sys.executable, "-c", "from server.cli import main; main()")
 LONG: dict[str, Any] = {"space": "int8-full", "strategy": "random", "budget": {"trials": 5000, "seconds": 600, "threads": 1}}
 """Cut off long before its budget is spent."""
 
+FILES = set("best.onnx best.plan.json job.json report.html result.json sensitivity.csv trials.csv trials.db cache lock".split())
+
 WriteJob = Callable[..., Path]
 
 
@@ -91,8 +93,10 @@ def test_a_job_that_meets_its_target_has_status_0_and_leaves_its_files(
     assert found.feasible
     assert done.stdout.startswith(found.summary)
     assert f"Files: {folder}" in done.stdout
-    left = {"best.onnx", "best.plan.json", "job.json", "report.html", "result.json", "sensitivity.csv", "trials.csv", "trials.db"}
-    assert left <= {path.name for path in folder.iterdir()}
+    left = {path.name for path in folder.iterdir()}
+    assert left == FILES
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    assert [name for name in left if f"`{name}" not in guide] == []
     assert len(rows(folder)) == found.trials["total"] >= 5
     assert "[" in done.stderr
     assert "trial 5/5: #4" in done.stderr
@@ -112,7 +116,7 @@ def test_a_finished_job_is_not_written_over(finished: tuple[subprocess.Completed
     refused = tuner("run", folder.parent / "job.yaml", "--out", folder)
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"error: {folder} holds a job with trials already; go on with it by --resume {folder}, or choose another folder with --out\n"
+        f"error: {folder} holds a job with trials; go on with it by --resume {folder}, or choose another folder with --out\n"
     )
     assert (folder / "result.json").read_bytes() == before
 
@@ -136,6 +140,7 @@ def test_a_missed_target_has_status_3_and_still_a_model(tmp_path: Path, job_file
     assert (tmp_path / "out" / "best.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_at_once_and_the_job_can_be_finished(tmp_path: Path, job_file: WriteJob) -> None:
     folder = tmp_path / "out"
     running = Running(job_file(tmp_path, **LONG), folder, trials=3)
@@ -149,6 +154,7 @@ def test_ctrl_c_stops_at_once_and_the_job_can_be_finished(tmp_path: Path, job_fi
     assert result(folder).stop_reason == "it was asked to finish with what there is"
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_without_losing_a_row(tmp_path: Path, job_file: WriteJob) -> None:
     folder = tmp_path / "out"
     running = Running(job_file(tmp_path, **LONG | {"budget": {"trials": 60, "seconds": 600, "threads": 1}}), folder, trials=3)
@@ -162,6 +168,7 @@ def test_a_killed_job_goes_on_without_losing_a_row(tmp_path: Path, job_file: Wri
     assert result(folder).stop_reason == "the budget of 60 trials is spent"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_job_and_keeps_what_it_found(tmp_path: Path, job_file: WriteJob) -> None:
     folder, full = tmp_path / "out", 256 * 1024
 

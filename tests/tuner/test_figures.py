@@ -17,7 +17,7 @@ def test_the_pareto_front_holds_what_nothing_beats() -> None:
 
 
 def test_a_measured_speedup_goes_before_a_prediction() -> None:
-    cost = Cost("latency_ms", 2.0, {"a": 0.5, "b": 0.25})
+    cost = Cost("latency_ms", 2.0, {"a": 0.25, "b": 0.125})
     assert cost.known(trial(0)) == 1.5
     assert cost.known(trial(0, speedup=4.0)) == 0.5
     assert cost.gain(trial(0)) is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 from tuner.plan import AppliedPlan, CompressionPlan, LayerQuant, TensorQuant, WeightQuant, make_plan
 
 CHOICES = {"b": {"quantize": "u8-asym-minmax/s8-sym-channel"}, "a": {"quantize": "float/s8-sym-tensor"}}
@@ -11,8 +13,8 @@ def test_equal_plans_have_equal_digests_whatever_the_order() -> None:
     assert plan.digest() == CompressionPlan.model_validate_json(plan.model_dump_json()).digest()
     others = [make_plan(CHOICES, seed=4), make_plan({"b": CHOICES["b"]}, seed=3), make_plan(CHOICES | {"b": CHOICES["a"]}, seed=3)]
     assert len({plan.digest(), *(other.digest() for other in others)}) == 4
-    # The digest is stored: a change of its value makes old records useless.
-    assert CompressionPlan().digest() == "3a11b48cdfe79b33f7056b61b1c2ecbe5cdf1cdbcb2b0a43c4d8b1b6b7f61f29"
+    # Digests are stored: if their definition changed, old records would be useless.
+    assert CompressionPlan().digest() == hashlib.sha256(b'{"seed":0,"steps":[]}').hexdigest()
 
 
 def test_layers_left_alone_are_not_mentioned() -> None:

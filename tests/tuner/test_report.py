@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ def make_case(trials: int = 12, layers: int = 6, outcome: str = "met", seed: int
         seconds=412.7,
         summary=_summary(outcome),
         stop_reason=f"the budget of {trials} trials is spent",
-        trials={"total": trials, "complete": trials - 2, "stopped": 1, "failed": 1},
+        trials={"total": trials, **Counter(t.state.value for t in history)},
         finalists_tried=2,
         baseline=Baseline(measurements=measurements(0.9183, 5000, 0.6124, 1_106_201)),
         best=best,
@@ -259,6 +260,7 @@ def test_the_verdict_stands_first(outcome: str, sign: str, words: str) -> None:
     assert verdict_mark(case.result) == outcome
     assert f"{sign} {words} {case.result.summary}" in parsed.text
     assert parsed.count("div", outcome) == 1
+    assert ("takes about 12,400 holdout rows; there are 4,988." in parsed.text) == (outcome == "undecided")
     assert "top1 may get worse by at most 0.01 of its value, with 95% confidence" in parsed.text
 
 
@@ -296,12 +298,8 @@ def test_every_trial_is_a_mark_of_its_kind() -> None:
     hollow = sum(t.speedup is None and t.state != TrialState.FAILED for t in trials)
     assert len(re.findall(r'class="mark \w+ hollow"', chart)) == hollow > 0
     assert chart.count('class="ring"') == 1
+    assert "1 trial with a larger drop than the axis shows: drawn on its top edge." in page(case).text
     assert "target: at most 1.00\u00a0%" in chart
-
-
-def test_a_broken_trial_is_drawn_on_the_edge_and_that_is_said() -> None:
-    text = page(make_case()).text
-    assert "1 trial with a larger drop than the axis shows: drawn on its top edge." in text
 
 
 def test_latency_of_untimed_trials_is_predicted_from_the_layers() -> None:
@@ -309,8 +307,9 @@ def test_latency_of_untimed_trials_is_predicted_from_the_layers() -> None:
     untimed = next(t for t in case.trials if t.speedup is None and t.state != TrialState.FAILED)
     compressed = [row for row in case.sensitivity if untimed.assignment[row.layer] != "float"]
     saved = sum((row.float_ms or 0) - (row.scheme_ms or 0) for row in compressed)
-    assert saved > 0.01
+    assert saved > 0.01 and sum(row.float_ms or 0 for row in case.sensitivity) < 0.6124
     assert f"{number(0.6124 - saved)} ms (predicted)" in page(case).text
+    assert f"~{number(0.6124 - saved)} ms" in page(case).text
 
 
 def test_the_charts_follow_the_objective() -> None:
@@ -327,9 +326,8 @@ def test_the_strip_shows_every_layer_with_its_choice() -> None:
     html = render_report(*case)
     strip = html.partition("The best plan, layer by layer")[2].partition("</svg>")[0]
     titles = re.findall(r"<title>(\d+)\. ([^:]+(?::Add)?): ([^<]+)</title>", strip)
-    assert [name for _, name, _ in titles] == case.names
     chosen = case.trials[case.result.best.trial].assignment
-    assert {name: scheme for _, name, scheme in titles} == {name: chosen[name] for name in case.names}
+    assert [(name, scheme) for _, name, scheme in titles] == [(name, chosen[name]) for name in case.names]
 
 
 def test_sensitivity_shows_the_worst_25_in_order_and_all_in_a_table() -> None:
@@ -355,10 +353,6 @@ def test_failed_trials_notes_blame_and_advice_are_listed() -> None:
         assert words in text
 
 
-def test_rows_that_would_be_needed_are_told() -> None:
-    assert "takes about 12,400 holdout rows; there are 4,988." in page(make_case(outcome="undecided")).text
-
-
 def test_how_to_repeat_quotes_the_model_and_names_seed_and_digest() -> None:
     case = make_case()
     text = page(case).text
@@ -372,7 +366,7 @@ def test_a_long_history_is_cut_and_says_where_the_rest_is() -> None:
     case = make_case(trials=230)
     html = render_report(*case)
     assert "The other 30 trials are in trials.csv" in Page(html).text
-    assert len(re.findall(r"<tr><td class=\"n\">\d+</td><td>(?:meets|misses|stopped|failed)", html)) == 200
+    assert len(re.findall(r"<tr><td class=\"n\">\d+</td><td>(?:met|missed|stopped|failed)<", html)) == 200
 
 
 def test_a_job_without_trials_rows_or_layers_still_has_a_report() -> None:

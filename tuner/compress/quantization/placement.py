@@ -238,7 +238,8 @@ def _quantizable_layer(model: Model, node: onnx.NodeProto, target: RuntimeTarget
     if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1 or attribute(node, "transA", 0)):
         return False
     bias = node.input[2] if node.op_type != "MatMul" and len(node.input) > 2 else ""
-    right = node.op_type != "MatMul" or node.input[1] == weight
+    # The integer kernel takes a stack of matrices with one scale in all only, and none on the left.
+    right = node.op_type != "MatMul" or (node.input[1] == weight and len(model.initializers[weight].dims) == 2)
     data = _data_inputs(model, node)
     computed = data != [] and all(name in model.producers or name not in model.initializers for name in data)
     return right and computed and (not bias or bias in model.initializers) and weight not in _graph_outputs(model)
