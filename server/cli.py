@@ -118,7 +118,7 @@ def inspect(model: ModelFile, as_json: AsJson = False) -> None:
         for tensor in tensors_:
             shape = ", ".join("?" if dim is None else str(dim) for dim in tensor.shape)
             say(f"{title} {tensor.name}: {tensor.dtype} [{shape}]")
-    yes = {name: "yes" for name in able}
+    yes = dict.fromkeys(able, "yes")
     rows_ = [(x.name, x.op, _shape(x.weight_shape), _shape(x.output_shape), x.params, x.macs, yes.get(x.name, "no")) for x in layers]
     print_table(("layer", "operator", "weight", "output", "parameters", "MACs", "quantizable"), rows_)
 

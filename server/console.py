@@ -177,7 +177,7 @@ def _one_line(trial: TrialResult | None) -> str:
     if trial is None:
         return "none"
     number, state, drop, speed, size = _cells(trial)
-    return f"#{number} {state}, drop {drop}" + (f", {speed}" if speed else "") + (f", {size}" if size else "")
+    return ", ".join(part for part in (f"#{number} {state}", drop and f"drop {drop}", speed, size) if part)
 
 
 def _cells(trial: TrialResult) -> list[str]:

@@ -239,8 +239,13 @@ def _result(certifying: _Certifying, job: JobSpec, best: Certificate, front: lis
         blame=() if feasible else blame(best.outcome, searched.findings),
         advice=() if feasible else advice(job, best, searched.findings),
         phases={name: round(seconds, 3) for name, seconds in study.phases.items()},
-        environment=environment() | {"target": study.job.target.name},
+        environment=environment() | _provenance(study, best),
     )
+
+
+def _provenance(study: Study, best: Certificate) -> dict[str, str]:
+    digests = {"model_sha256": best.applied.model_sha256, "calibration_sha256": best.applied.data_sha256}
+    return {"target": study.job.target.name, "seed": str(study.job.seed)} | digests
 
 
 def _named(outcome: Outcome, file: str) -> Outcome:

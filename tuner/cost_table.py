@@ -38,6 +38,7 @@ def latency_table(evaluator: Evaluator) -> LatencyTable:
     facts = environment()
     key = digest_of(
         [VERSION, facts["processor"], facts["onnxruntime"], evaluator.job.target.model_dump(), evaluator.model.sha256, kinds]
+        + [layer.name for layer in evaluator.space.layers]
         + [[name, list(array.shape)] for name, array in sorted(evaluator.feed.items())]
     )
     path = cost_cache() / f"{key}.json"

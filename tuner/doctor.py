@@ -19,11 +19,11 @@ from tuner.compress.fusion import prepare
 from tuner.compress.pipeline import Compressor
 from tuner.compress.quantization.collect import collect, exposing
 from tuner.compress.quantization.placement import observed_tensors
+from tuner.cost_table import cost_cache
 from tuner.measure.latency import alone, compare_latency
 from tuner.measure.runtime import Session, environment, processor_features
 from tuner.model.graph import Model, serialize
 from tuner.plan import QUANTIZE, CompressionPlan, Step
-from tuner.cost_table import cost_cache
 
 RUNTIME = "onnxruntime-cpu"
 PROBES = ("u8-asym-minmax/s8-sym-channel", "s8-asym-minmax/s8-sym-channel", "u8-asym-minmax/u8-asym-tensor")

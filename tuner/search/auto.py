@@ -1,8 +1,9 @@
 """Strategy `auto`: predict, programme, bisect, then look around.
 
-A mixed-integer programme gives the cheapest plan for every level of predicted harm. Where on that front the target breaks is
-found by bisection: the cheapest plan first, then the safest, then between. Before all that, the usual plan. What is left of the budget goes, in turn, to the
-programme with its predictions shaken (a sample of what they could as well have been) and to TPE on everything seen so far."""
+The usual plan comes first: every layer compressed in the least harmful way. A mixed-integer programme then gives the cheapest
+plan for every level of predicted harm, and where on that front the target breaks is found by bisection: the cheapest plan,
+the safest, then between. What is left of the budget goes, in turn, to the programme with its predictions shaken (a sample of
+what they could as well have been) and to TPE on everything seen so far."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from search_spaces.schemes import FLOAT
-from tuner.charts import Axis, Bar, Cell, Point, bars, chip, finite, plain, scatter, steps, strip, swatch
 from tuner.job import COST_METRICS, COSTS, JobSpec
+from tuner.report.charts import Axis, Bar, Cell, Point, bars, chip, finite, plain, scatter, steps, strip, swatch
+from tuner.report.wording import COST_NAMES, DropWords, axis_unit, number, quantity
 from tuner.results import JobResult, SensitivityRow, TrialResult, TrialState, Verdict
-from tuner.wording import COST_NAMES, DropWords, axis_unit, number, quantity
 
 WIDE, NARROW = 880.0, 340.0
 """Each chart is drawn twice; the style sheet shows the one that fits."""

@@ -10,10 +10,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from search_spaces.schemes import FLOAT
-from tuner.figures import Cost, Judged, history, kind_of, layer_rows, layer_strip, sensitivity_bars, trade_off
 from tuner.job import COST_METRICS, JobSpec
+from tuner.report.figures import Cost, Judged, history, kind_of, layer_rows, layer_strip, sensitivity_bars, trade_off
+from tuner.report.wording import (
+    COST_NAMES,
+    NBSP,
+    UNKNOWN,
+    DropWords,
+    duration,
+    is_share,
+    number,
+    percent,
+    quantity,
+    ratio_words,
+    speedup_words,
+)
 from tuner.results import JobResult, Measurement, SensitivityRow, TrialResult
-from tuner.wording import COST_NAMES, NBSP, UNKNOWN, DropWords, duration, is_share, number, percent, quantity, ratio_words, speedup_words
 
 TRIALS_SHOWN = 200
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from tuner.charts import (
+from tuner.report.charts import (
     BOTTOM,
     LEFT,
     RIGHT,

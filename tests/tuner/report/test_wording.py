@@ -4,8 +4,8 @@ import pytest
 
 from tuner.data.metrics import METRICS
 from tuner.job import COST_METRICS, Constraint
+from tuner.report.wording import DropWords, duration, is_share, number, percent, quantity, ratio_words, speedup_words
 from tuner.results import Interval
-from tuner.wording import DropWords, duration, is_share, number, percent, quantity, ratio_words, speedup_words
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tuner.figures import Cost, history, layer_strip, pareto_front, sensitivity_bars
+from tuner.report.figures import Cost, history, layer_strip, pareto_front, sensitivity_bars
 from tuner.results import Interval, SensitivityRow, TrialResult, TrialState
 
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tuner.figures import NARROW, WIDE
 from tuner.job import Constraint, DataRef, DataSpec, JobSpec
-from tuner.report import render_report, verdict_mark
+from tuner.report.figures import NARROW, WIDE
+from tuner.report.page import render_report, verdict_mark
+from tuner.report.wording import number
 from tuner.results import (
     Baseline,
     Drop,
@@ -25,7 +26,6 @@ from tuner.results import (
     TrialState,
     Verdict,
 )
-from tuner.wording import number
 
 SCHEMES = ("u8-asym-minmax/s8-sym-channel", "u8-asym-mse/s8-sym-channel", "u8-asym-p99.99/s8-sym-channel", "u8-asym-kl/s8-sym-tensor")
 EVIL = "<script>alert('x')</script>&\""
