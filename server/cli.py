@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from server.console import ProgressView, amount, err, interval, print_table, say, show_result, tell
+from server.console import amount, err, interval, print_table, say, show_result, tell
 from tuner import __version__
-from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, PlanError, UnknownName, disk_error
-from tuner.job import DataRef, JobSpec, Target, load_job
+from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, UnknownName, writing
+from tuner.job import DataRef, Target, job_id, load_job
 from tuner.plan import AppliedPlan
-from tuner.results import JobResult
-from tuner.store import JobRecord, TrialStore
 
 MET, FAILED, BAD_INPUT, MISSED = 0, 1, 2, 3
-DATABASE = "trials.db"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,13 +41,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def demo(folder: Annotated[Path, typer.Option("--out", help="Where everything goes.")] = Path("demo")) -> None:
     """Train a small network on scikit-learn's digits and tune it: the whole way in a minute or two."""
+    from server.folder import run_folder
     from tuner.demo import prepare_demo
 
     job_file = prepare_demo(folder, tell)
-    run_folder = folder / f"run-{_job_id()}"
-    result = _run(load_job(job_file), run_folder, resume=False, finish=False)
-    show_result(result, str(run_folder))
-    say(f"\nLook at {run_folder / 'report.html'}; change {job_file} and run it again with: tuner run {job_file}")
+    target = folder / f"run-{job_id()}"
+    result = run_folder(load_job(job_file), target, resume=False, finish=False)
+    show_result(result, str(target))
+    say(f"\nLook at {target / 'report.html'}; change {job_file} and run it again with: tuner run {job_file}")
     raise typer.Exit(MET if result.feasible else MISSED)
 
 
@@ -70,6 +63,8 @@ def run(
     """Tune a model: search, certify on unseen data, leave best.onnx and a report.
 
     Progress goes to standard error, the result to standard output. Ctrl-C stops at once and keeps every finished trial."""
+    from server.folder import run_folder
+
     if (job is None) == (resume is None):
         raise JobError("give either a job file to start, or --resume FOLDER to go on")
     if resume is not None and folder is not None:
@@ -81,8 +76,8 @@ def run(
     else:
         assert job is not None
         spec = load_job(job)
-        target = folder or Path("runs") / _job_id()
-    result = _run(spec, target, resume=resume is not None, finish=finish)
+        target = folder or Path("runs") / job_id()
+    result = run_folder(spec, target, resume=resume is not None, finish=finish)
     if as_json:
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
@@ -144,7 +139,7 @@ def sensitivity(
     if file is not None:
         import csv
 
-        with _writing(file), file.open("w", newline="") as stream:
+        with writing(file), file.open("w", newline="") as stream:
             csv.writer(stream).writerows([columns, *(list(row.model_dump().values()) for row in rows)])
     print_table(columns, (list(row.model_dump().values()) for row in rows))
 
@@ -168,16 +163,9 @@ def apply(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise JobError(f"the plan {plan} is no best.plan.json: {where}: {first['msg']}") from error
-    original = Model.load(model)
-    try:
-        data = replay(original, applied)
-    except InputError:
-        raise
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        broken = f"the plan {plan} holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it"
-        raise PlanError(broken) from error
-    with _writing(output):
+        raise JobError(f"the plan {plan} is no best.plan.json: {where}: {first['msg']}, got {str(first['input'])[:60]!r}") from error
+    data = replay(Model.load(model), applied)
+    with writing(output):
         output.write_bytes(data)
     say(f"{output}: {len(data):,} bytes, {len(applied.layers)} layers compressed")
 
@@ -257,101 +245,6 @@ def doctor() -> None:
         mark = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}[check.status]
         say(f"{mark} {check.name}: {check.answer}")
     raise typer.Exit(FAILED if problems else MET)
-
-
-def _run(spec: JobSpec | None, folder: Path, *, resume: bool, finish: bool) -> JobResult:
-    """Run or resume the job of a folder."""
-    from server.store.sql import SqlTrialStore, sqlite_url
-    from tuner.conclude import run_job
-    from tuner.executor import LocalExecutor
-    from tuner.preflight import check_names
-    from tuner.store import JobState
-    from tuner.study import Study
-
-    if spec is not None:
-        check_names(spec)
-    with _only_one(folder, resume):
-        if not resume:
-            _make_way(folder)
-        store = SqlTrialStore(sqlite_url(folder.resolve() / DATABASE))
-        job_id = _job_id()
-        if resume:
-            record = _newest_job(store, folder)
-            job_id, spec = record.job_id, record.spec
-            if record.state == JobState.SUCCEEDED and (folder / "result.json").is_file():
-                tell(f"The job in {folder} is finished already.")
-                return JobResult.model_validate_json((folder / "result.json").read_bytes())
-        assert spec is not None
-        try:
-            with ProgressView(spec) as view:
-                executor = LocalExecutor(spec, folder / "cache")
-                return run_job(Study(spec, job_id, folder, store, executor, view, finish_now=finish))
-        except JobCancelled as stop:
-            hint = f"go on with: tuner run --resume {folder}   (add --finish to certify the best so far)"
-            raise JobCancelled(f"{stop}; {hint}") from None
-        finally:
-            store.close()
-
-
-def _newest_job(store: TrialStore, folder: Path) -> JobRecord:
-    ids = store.job_ids()
-    if not ids:
-        raise JobError(f"the job in {folder} broke off before it was stored; start it again with its job file and --out {folder}")
-    return store.job(ids[-1])
-
-
-@contextmanager
-def _only_one(folder: Path, resume: bool) -> Iterator[None]:
-    """Opens the job's folder for one process at a time: for a new job it is created, for a resumed one it must hold a job."""
-    with _writing(folder):
-        if resume and not (folder / DATABASE).is_file():
-            raise JobError(f"there is no job in {folder} ({DATABASE} is missing); give an interrupted job's folder, or a job file")
-        (folder / "cache").mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-        lock = (folder / "lock").open("a")
-    with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock; there, nothing guards the folder.
-            pass
-        except OSError:
-            raise JobError(f"another process is working on the job in {folder}; wait for it or stop it") from None
-        yield
-
-
-def _make_way(folder: Path) -> None:
-    """A job that ended before its first trial (bad input, say) makes way for the corrected one; any other is protected."""
-    from server.store.sql import SqlTrialStore, sqlite_url
-
-    if not (folder / DATABASE).is_file():
-        return
-    store = SqlTrialStore(sqlite_url(folder.resolve() / DATABASE))
-    try:
-        if any(True for job in store.job_ids() for _ in store.trials(job)):
-            raise JobError(f"{folder} holds a job with trials; go on with it by --resume {folder}, or choose another folder with --out")
-    finally:
-        store.close()
-    with _writing(folder):
-        for path in folder.glob(f"{DATABASE}*"):
-            path.unlink()
-    shutil.rmtree(folder / "cache", ignore_errors=True)
-    (folder / "cache").mkdir(exist_ok=True)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, f"writing {path}") from error
-
-
-def _job_id() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _row_range(text: str | None) -> tuple[int, int] | None:

@@ -45,8 +45,9 @@ class Net:
         self.inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
         return name
 
-    def output(self, name: str, kind: int = TensorProto.FLOAT) -> Net:
-        self.outputs.append(helper.make_tensor_value_info(name, kind, None))
+    def output(self, name: str, kind: int = TensorProto.FLOAT, shape: Sequence[int | str | None] | None = None) -> Net:
+        """shape: only where it cannot be inferred."""
+        self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
         return self
 
     def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:

@@ -68,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": set(),
     "server.store.*": WORDS | {"tuner.store"},
     "server.console": {"search_spaces.*", "tuner.*"},
+    "server.folder": {"tuner.*", "server.console", "server.store.*"},
     "server.cli": {"search_spaces.*", "tuner.*", "server.*"},
 }
 

@@ -34,18 +34,44 @@ def net(
         "tiny",
         [helper.make_tensor_value_info(name, kind, x) for name, kind in (inputs or {"x": onnx.TensorProto.FLOAT}).items()],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, y)],
-        [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in weights.items()],
+        [numpy_helper.from_array(_stored(value), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def _stored(value: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(value, np.int64 if value.dtype.kind == "i" else np.float32)
+
+
+def conv(seed: int = 0) -> bytes:
+    """Two Conv side by side on 4 × 4 images, their sum, pooling and a Gemm: an operator between quantized layers."""
+    random = np.random.default_rng(seed)
+    weights: dict[str, NDArray[Any]] = {
+        "shape": np.array([-1, 1, 4, 4]),
+        "w1": random.standard_normal((6, 1, 3, 3)),
+        "w2": random.standard_normal((6, 1, 3, 3)),
+        "w3": random.standard_normal((6, CLASSES)),
+    }
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["image"], name="reshape"),
+        helper.make_node("Conv", ["image", "w1"], ["a"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["image", "w2"], ["b"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["a", "b"], ["sum"], name="add"),
+        helper.make_node("GlobalAveragePool", ["sum"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "w3"], ["y"], name="fc"),
+    ]
+    return net(nodes, weights, ["batch", FEATURES], ["batch", CLASSES])
+
+
 def dense(seed: int = 0, hidden: int = 32, batch: int | str = "batch", spoil: bool = False) -> bytes:
-    """Three Gemm layers fc1, fc2 and fc3 with Relu between. spoil: one column of fc2 is 1000 times as large and reads a unit that
-    fc1 never lights, so that only a scale for the whole tensor suffers."""
+    """Three Gemm layers fc1, fc2 and fc3 with Relu between. spoil: one output channel of fc2 has weights 1000 times as large
+    and a bias that keeps it dark, so that only a scale for the whole tensor suffers."""
     random = np.random.default_rng(seed)
     sizes = (FEATURES, hidden, hidden, CLASSES)
-    weights, nodes = {}, []
+    weights: dict[str, NDArray[Any]] = {}
+    nodes = []
     source = "x"
     for index, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
         weights[f"w{index}"] = random.standard_normal((rows, columns)) * np.sqrt(2 / rows)
@@ -56,8 +82,8 @@ def dense(seed: int = 0, hidden: int = 32, batch: int | str = "batch", spoil: bo
             nodes.append(helper.make_node("Relu", [output], [f"r{index}"], name=f"relu{index}"))
             source = f"r{index}"
     if spoil:
-        weights["w1"][:, 0], weights["b1"][0] = 0.0, -1.0
-        weights["w2"][0, :] *= 1000
+        weights["w2"][:, 0] *= 1000
+        weights["b2"][0] = -1e5
     return net(nodes, weights, [batch, FEATURES], [batch, CLASSES])
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from tuner.data.sources import find_arrays
 from tuner.data.spool import LABELS, spool
 from tuner.errors import ModelError, disk_error
 from tuner.executor import LocalExecutor
-from tuner.job import Constraint, DataRef, JobSpec, parse_job
+from tuner.job import Constraint, DataRef, JobSpec, job_id, parse_job
 from tuner.model.graph import Model
 from tuner.preflight import check_names
 from tuner.progress import Observer
@@ -63,11 +61,6 @@ class Tuned:
     def size_ratio(self) -> float:
         """Size of the best model's file over the original's."""
         return self.result.best.size_ratio
-
-
-def job_id(now: Callable[[], datetime] = lambda: datetime.now(UTC), token: Callable[[int], str] = secrets.token_hex) -> str:
-    """A name for a job that sorts by time, like 20261121-101530-3fa9."""
-    return f"{now():%Y%m%d-%H%M%S}-{token(2)}"
 
 
 def tune(

@@ -11,7 +11,7 @@ from tuner.errors import TrialError, disk_error
 from tuner.evaluator import Evaluator, first_output
 from tuner.measure.accuracy import Scored, Split, baseline_scored, measure, score
 from tuner.measure.footprint import peak_memory
-from tuner.measure.judge import is_cost, judge_cost
+from tuner.measure.judge import is_cost, judge_cost, nth_confidence
 from tuner.measure.latency import Latency
 from tuner.measure.runtime import Session, scratch
 from tuner.measure.statistics import samples_needed
@@ -78,7 +78,7 @@ def overall(verdicts: list[Verdict]) -> Decision:
 
 def _confidence(evaluator: Evaluator, attempt: int) -> float | None:
     asked = [c.confidence for c in evaluator.job.constraints if c.confidence is not None]
-    return 1 - (1 - max(asked)) / 2**attempt if asked else None
+    return nth_confidence(max(asked), attempt) if asked else None
 
 
 def _drop(verdicts: list[Verdict]) -> Drop:
@@ -112,4 +112,6 @@ def _rows_needed(evaluator: Evaluator, holdout: Split, scored: Scored, verdict: 
     if base is None or metric.bounds != (0.0, 1.0) or drop >= limit.allowed:
         return None
     discordance = float(np.abs(base[scored.rows] - scored.scores[metric.name]).mean())
-    return samples_needed(limit.allowed, max(discordance, drop), limit.confidence, drop)
+    asked = limit.constraint.confidence
+    confidence = limit.confidence if asked is None else nth_confidence(asked, 1)
+    return samples_needed(limit.allowed, max(discordance, drop), confidence, drop)

@@ -103,7 +103,7 @@ def _network() -> Model:
         nodes.append(helper.make_node("Conv", [name, f"w{index}"], [f"c{index}"], name=f"conv{index}", pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"], name=f"relu{index}"))
         name = f"r{index}"
-    shape = ["batch", 32, 32, 32]
+    shape: list[str | int | None] = ["batch", 32, 32, 32]
     graph = helper.make_graph(
         nodes,
         "probe",

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class AccutuneError(Exception):
@@ -83,6 +85,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def disk_error(error: OSError, doing: str) -> StorageError:
     """An operating system's error while writing, as an error that says what to do."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = is_full(error)
     way_out = "Free some space, then go on with --resume" if full else "Choose another folder, or change its permissions"
     return StorageError(f"{doing} failed: {error.strerror or error} ({error.filename or 'no file named'}). {way_out}.")
+
+
+def is_full(error: OSError) -> bool:
+    """Did the system refuse because there is no room left?"""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write into a StorageError with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, f"writing {path}") from error

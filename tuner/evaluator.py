@@ -26,7 +26,7 @@ from tuner.compress.quantization.statistics import TensorStatistics
 from tuner.data.dataset import Dataset, InputInfo
 from tuner.data.metrics import Metric, resolve_metric
 from tuner.data.roles import Roles, open_roles
-from tuner.errors import JobError, TrialError
+from tuner.errors import JobError, TrialError, disk_error, is_full
 from tuner.job import COSTS, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, score
 from tuner.measure.footprint import compressed_size
@@ -301,7 +301,7 @@ class Evaluator:
                     found.append(judge_drop(test.allowance, drop, len(ours), "validation"))
                 else:
                     drops = sign * (base[scored.rows] - ours)
-                    found.append(judge_early(test.allowance, decision, test.aim, drops, len(split), test.width, EARLY_ALPHA))
+                    found.append(judge_early(test.allowance, decision, test.aim, drops, EARLY_ALPHA))
             return found
         return self.judge(split, scored, None, resamples=TRIAL_RESAMPLES)
 
@@ -356,7 +356,11 @@ def step(name: str, timings: dict[str, float]) -> Iterator[None]:
         yield
     except TrialError:
         raise
-    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except OSError as error:
+        if is_full(error):
+            raise disk_error(error, name) from error
+        raise TrialError(str(error), step=name, kind=type(error).__name__) from error
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise TrialError(str(error) or type(error).__name__, step=name, kind=type(error).__name__) from error
     finally:
         timings[name] = time.perf_counter() - start

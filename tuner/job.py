@@ -3,7 +3,9 @@ are this one type."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,6 +137,11 @@ class JobSpec(Frozen):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} must not repeat a name, got {list(values)}")
         return self
+
+
+def job_id(now: Callable[[], datetime] = lambda: datetime.now(UTC), token: Callable[[int], str] = secrets.token_hex) -> str:
+    """A name for a job that sorts by time, like 20261121-101530-3fa9."""
+    return f"{now():%Y%m%d-%H%M%S}-{token(2)}"
 
 
 def load_job(path: Path) -> JobSpec:

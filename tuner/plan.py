@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from search_spaces.domains import Scalar
-from search_spaces.schemes import FLOAT, Frozen
+from search_spaces.schemes import FLOAT, Dtype, Frozen
 
 QUANTIZE = "quantize"
 
@@ -56,8 +56,8 @@ def make_plan(choices: Mapping[str, Mapping[str, Scalar]], seed: int) -> Compres
 class TensorQuant(Frozen):
     """The affine parameters of one activation tensor: real = scale * (stored - zero_point)."""
 
-    dtype: str
-    scale: float
+    dtype: Dtype
+    scale: Annotated[float, Field(gt=0)]
     zero_point: int
     readers: tuple[str, ...] = ()
     """The nodes that read the quantized values; none named: every reader does."""
@@ -83,7 +83,7 @@ class LayerQuant(Frozen):
 class AppliedPlan(Frozen):
     """A plan with every number needed to repeat it on the same model."""
 
-    version: int = 1
+    version: Literal[1] = 1
     plan: CompressionPlan
     model_sha256: str
     data_sha256: str = ""

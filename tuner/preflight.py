@@ -17,7 +17,7 @@ from tuner.errors import DataError, JobError, UnknownName
 from tuner.evaluator import Evaluator, first_output
 from tuner.job import COST_METRICS, COSTS, Constraint, JobSpec
 from tuner.measure.accuracy import baseline_scored, measure
-from tuner.measure.judge import allowance
+from tuner.measure.judge import allowance, nth_confidence
 from tuner.measure.runtime import processor_features
 from tuner.measure.statistics import samples_needed
 from tuner.results import Baseline, Preflight
@@ -101,8 +101,7 @@ def search_aims(evaluator: Evaluator, discordance: float) -> dict[str, float]:
     for metric, limit in evaluator.allowances(evaluator.validation):
         aim = limit.allowed
         if limit.constraint.confidence is not None and limit.allowed > 0 and metric.score is not None:
-            # The first finalist is tested at half of the allowed error, see certify.
-            z = float(norm.ppf(1 - (1 - limit.constraint.confidence) / 2))
+            z = float(norm.ppf(nth_confidence(limit.constraint.confidence, 1)))
             margin = z * np.sqrt(max(discordance, 1 / rows) / rows)
             aim = max(limit.allowed - float(margin), limit.allowed / 2)
         aims[metric.name] = min(aim, aims.get(metric.name, aim))
@@ -186,7 +185,7 @@ def _sample_notes(evaluator: Evaluator) -> list[str]:
         confidence, rows = limit.constraint.confidence, len(evaluator.roles.holdout)
         if confidence is None or metric.score is None or limit.allowed <= 0:
             continue
-        needed = samples_needed(limit.allowed, 0.0, confidence)
+        needed = samples_needed(limit.allowed, 0.0, nth_confidence(confidence, 1))
         if needed > rows:
             notes.append(
                 f"{rows} holdout rows cannot certify a drop of {limit.allowed:.4g} in {metric.name} at {confidence:.0%} confidence, "

@@ -172,17 +172,21 @@ class _Noise:
         return self._inputs[key]
 
     def _weight(self, layer: str, scheme: WeightScheme) -> float:
+        """Mean over output channels of the error's share of the channel's energy: what follows a layer tends to bring its channels
+        to one scale, so that the loss of a small channel counts as much as that of a large one."""
         key = (layer, scheme)
         if key not in self._weights:
             model = self.evaluator.prepared
             info = next(info for info in self.evaluator.layers if info.name == layer)
             assert info.weight is not None
             weight = model.array(info.weight)
-            axis = weight_axis(model.nodes[layer], weight.ndim) if scheme.granularity == "channel" else None
+            channels = weight_axis(model.nodes[layer], weight.ndim)
+            axis = channels if scheme.granularity == "channel" else None
             scale, zero = weight_scale(weight, axis, scheme.dtype, scheme.symmetric)
             error = dequantize(quantize(weight, scale, zero, scheme.dtype, axis), scale, zero, axis) - weight
-            power = float(np.square(weight, dtype=np.float64).mean())
-            self._weights[key] = float(np.square(error, dtype=np.float64).mean()) / power if power > 0 else 0.0
+            others = tuple(index for index in range(weight.ndim) if index != channels)
+            energy, power = (np.square(each, dtype=np.float64).sum(axis=others) for each in (error, weight))
+            self._weights[key] = float(np.mean(np.divide(energy, power, out=np.zeros_like(power), where=power > 0)))
         return self._weights[key]
 
 

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from search_spaces.schemes import Frozen
 from tuner.certify import certify
-from tuner.errors import InputError, TrialError
+from tuner.errors import InputError, TrialError, disk_error, is_full
 from tuner.evaluator import Evaluator
 from tuner.job import JobSpec
 from tuner.plan import CompressionPlan
@@ -71,9 +71,19 @@ def serve(calls: Callable[[dict[str, Any], Callable[[int, int], None]], Any], re
         except TrialError as error:
             send({"error": {"type": error.kind, "message": str(error), "step": error.step}})
         except InputError as error:
-            send({"input_error": {"type": type(error).__name__, "message": str(error), "field": error.field}})
+            send(_refused(error))
+        except OSError as error:
+            send(_broken(error, request["call"]) if not is_full(error) else _refused(disk_error(error, request["call"])))
         except Exception as error:  # A worker must answer whatever happens; its parent records it.
-            send({"error": {"type": type(error).__name__, "message": str(error) or type(error).__name__, "step": request["call"]}})
+            send(_broken(error, request["call"]))
+
+
+def _refused(error: InputError) -> dict[str, Any]:
+    return {"input_error": {"type": type(error).__name__, "message": str(error), "field": error.field}}
+
+
+def _broken(error: Exception, step: str) -> dict[str, Any]:
+    return {"error": {"type": type(error).__name__, "message": str(error) or type(error).__name__, "step": step}}
 
 
 def _typed(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,12 @@ def replay(original: Model, applied: AppliedPlan) -> bytes:
             "give the original file"
         )
     check_steps(applied.plan)
-    data = _build(original, prepare(original), applied, WeightCache())
+    try:
+        data = _build(original, prepare(original), applied, WeightCache())
+    except PlanError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it") from error
     found = hashlib.sha256(data).hexdigest()
     if applied.result_sha256 and found != applied.result_sha256:
         promised = applied.result_sha256

@@ -63,6 +63,12 @@ def allowance(constraint: Constraint, direction: Direction, baseline: float) -> 
     return Allowance(constraint=constraint, direction=direction, allowed=sign * (baseline - limit), scale=1.0)
 
 
+def nth_confidence(confidence: float, attempt: int) -> float:
+    """The confidence at which the n-th finalist shown to the holdout is tested: the error (1 - confidence) / 2ⁿ, so that the chance
+    that any of them is certified wrongly stays within 1 - confidence (union bound)."""
+    return 1 - (1 - confidence) * 0.5**attempt
+
+
 def drop_interval(base: Scores, candidate: Scores, sign: int, confidence: float, seed: int) -> Interval:
     """The mean drop over rows with one-sided bounds, paired row by row.
 
@@ -87,16 +93,14 @@ def judge_drop(allowance: Allowance, drop: Interval, samples: int, split: str) -
     return _verdict(allowance, drop, decision, worst - limit, samples, split, rule)
 
 
-def judge_early(allowance: Allowance, decision: Decision, aim: float, seen: Scores, population: int, width: float, alpha: float) -> Verdict:
-    """The verdict of a test that ended after the rows `seen` (drops, shape [n]): its bound at `aim` holds with confidence
-    1 - alpha, the other bound is what the unseen rows could at most change. `width`: the largest drop of one row."""
-    total, left = float(seen.sum()), population - len(seen)
-    lowest, highest = (total - left * width) / population, (total + left * width) / population
+def judge_early(allowance: Allowance, decision: Decision, aim: float, seen: Scores, alpha: float) -> Verdict:
+    """The verdict of a test that ended after the rows `seen` (drops, shape [n]): the drop over all rows is on its side of `aim` with
+    confidence 1 - alpha. Nothing is claimed about the other side, whose bound is the estimate itself."""
     met, mean = decision == "met", float(seen.mean())
     # Rows that came after the decision, in the same block, may have moved the mean past the aim.
-    lower, upper = (lowest, aim) if met else (aim, highest)
-    bounds = Interval(value=mean, lower=min(lower, mean), upper=max(upper, mean), confidence=1 - alpha)
-    violation = min(bounds.value, aim) - allowance.allowed if met else max(bounds.value - allowance.allowed, 1e-9)
+    lower, upper = (mean, max(aim, mean)) if met else (min(aim, mean), mean)
+    violation = min(mean, aim) - allowance.allowed if met else max(mean - allowance.allowed, 1e-9)
+    bounds = Interval(value=mean, lower=lower, upper=upper, confidence=1 - alpha)
     return _verdict(allowance, bounds, decision, violation, len(seen), "validation", "anytime-valid test")
 
 

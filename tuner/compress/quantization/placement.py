@@ -40,7 +40,7 @@ class QuantizedTensor:
 @dataclass(frozen=True)
 class Placement:
     nodes: dict[str, QuantScheme]
-    """Quantized nodes, in topological order."""
+    """Quantized nodes, in topological order. A layer's activation is that of the tensor it reads, whoever chose it."""
     tensors: dict[str, QuantizedTensor]
 
 
@@ -143,7 +143,15 @@ class _Placer:
                 self.wanted |= set(_data_inputs(self.model, node)) if scheme.activation else set()
         self._join_operators()
         moved = self._join_transparent()
-        return Placement({name: self.nodes[name] for name in self.model.nodes if name in self.nodes}, self._tensors(moved))
+        tensors = self._tensors(moved)
+        return Placement({name: self._in_effect(name, tensors) for name in self.model.nodes if name in self.nodes}, tensors)
+
+    def _in_effect(self, name: str, tensors: Mapping[str, QuantizedTensor]) -> QuantScheme:
+        """A layer's scheme with the activation that what it reads really has."""
+        scheme = self.nodes[name]
+        if scheme.weight is None or scheme.activation is None:
+            return scheme
+        return QuantScheme(activation=tensors[_data_inputs(self.model, self.model.nodes[name])[0]].scheme, weight=scheme.weight)
 
     def _join_operators(self) -> None:
         for node in self.model.nodes.values():

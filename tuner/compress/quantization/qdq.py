@@ -253,6 +253,11 @@ def _check_fits(model: Model, applied: AppliedPlan) -> None:
             raise PlanError(f"the plan quantizes layer '{name}', which the model does not have; apply it to the model it was made for")
         if layer.weight is not None and layer.weight.initializer not in model.initializers:
             raise PlanError(f"the plan needs weight '{layer.weight.initializer}' of layer '{name}', which the model does not have")
+        if layer.weight is not None and layer.weight.initializer not in model.nodes[name].input:
+            raise PlanError(
+                f"the plan needs weight '{layer.weight.initializer}' of layer '{name}', which that layer does not read; "
+                "apply it to the model it was made for"
+            )
     known = {value.name for value in model.inputs} | set(model.producers)
     for name in applied.tensors:
         if name not in known:
@@ -260,7 +265,7 @@ def _check_fits(model: Model, applied: AppliedPlan) -> None:
 
 
 def weight_axis(node: onnx.NodeProto, rank: int) -> int:
-    """The axis of a weight that has one index per output channel."""
+    """The axis of a weight that has one index per output channel (of a ConvTranspose, per output channel of a group)."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
