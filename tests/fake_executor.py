@@ -91,7 +91,7 @@ class FakeExecutor:
 
     job: JobSpec
     allowed: float = ALLOWED
-    before: Callable[[str, dict[str, Any]], None] = lambda name, arguments: None
+    before: Callable[[str, dict[str, Any]], None] = lambda *_: None
     shift: dict[int, float] = field(default_factory=dict)
     slower: float = 1.0
     doubt: float = 0.0
@@ -216,13 +216,9 @@ class FakeExecutor:
         for constraint in self.job.constraints:
             if constraint.metric in costs and constraint.at_most is not None:
                 over = costs[constraint.metric].value - constraint.at_most
+                decision: Decision = "met" if over <= 0 else "missed"
+                share = over / constraint.at_most
                 found.append(
-                    Verdict(
-                        metric=constraint.metric,
-                        **dict.fromkeys(("drop", "lower", "upper"), over),
-                        confidence=1.0,
-                        decision="met" if over <= 0 else "missed",
-                        violation=over / constraint.at_most,
-                    )
+                    Verdict(metric=constraint.metric, drop=over, lower=over, upper=over, confidence=1, decision=decision, violation=share)
                 )
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def dense(seed: int = 0, hidden: int = 32, batch: int | str = "batch", spoil: bo
     weights: dict[str, NDArray[Any]] = {}
     nodes = []
     source = "x"
-    for index, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for index, (rows, columns) in enumerate(pairwise(sizes), start=1):
         weights[f"w{index}"] = random.standard_normal((rows, columns)) * np.sqrt(2 / rows)
         weights[f"b{index}"] = random.standard_normal(columns) * 0.1
         output = f"h{index}" if index < 3 else "y"
@@ -100,11 +101,16 @@ def reference(model: bytes, x: NDArray[Any]) -> NDArray[np.float32]:
     """The model's outputs as the reference implementation of ONNX has them, a row at a time where the batch is fixed."""
     proto = onnx.load_from_string(model)
     evaluator = ReferenceEvaluator(proto)
+
+    def run(rows: NDArray[Any]) -> NDArray[np.float32]:
+        outputs: list[Any] = list(evaluator.run(None, {"x": rows}))
+        return np.asarray(outputs[0], np.float32)
+
     fixed = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     if not fixed:
-        return np.asarray(evaluator.run(None, {"x": x})[0], np.float32)
+        return run(x)
     blocks = [np.resize(x[first : first + fixed], (fixed, *x.shape[1:])) for first in range(0, len(x), fixed)]
-    return np.concatenate([np.asarray(evaluator.run(None, {"x": block})[0], np.float32) for block in blocks])[: len(x)]
+    return np.concatenate([run(block) for block in blocks])[: len(x)]
 
 
 def save_data(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Path:

@@ -26,7 +26,7 @@ from tuner.compress.quantization.statistics import TensorStatistics
 from tuner.data.dataset import Dataset, InputInfo
 from tuner.data.metrics import Metric, resolve_metric
 from tuner.data.roles import Roles, open_roles
-from tuner.errors import JobError, TrialError, disk_error, is_full
+from tuner.errors import JobError, StorageError, TrialError, disk_error, is_full
 from tuner.job import COSTS, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, score
 from tuner.measure.footprint import compressed_size
@@ -354,7 +354,7 @@ def step(name: str, timings: dict[str, float]) -> Iterator[None]:
     timings[name] = 0.0
     try:
         yield
-    except TrialError:
+    except (TrialError, StorageError):
         raise
     except OSError as error:
         if is_full(error):

@@ -84,6 +84,7 @@ class _Child:
         self._log_start = 0
         self._lock = threading.Lock()
         self._ended = False
+        self._busy = False
 
     def call(self, name: str, arguments: dict[str, Any], timeout: float, progress: Progress) -> Any:
         process, timed_out = self._running(), threading.Event()
@@ -110,6 +111,10 @@ class _Child:
             raise
         finally:
             timer.cancel()
+            with self._lock:
+                self._busy = False
+                if self._ended:
+                    self._close_pipes()
 
     def kill(self) -> None:
         """End the process and whatever it started."""
@@ -125,6 +130,8 @@ class _Child:
         with self._lock:
             self._ended = True
             self.kill()
+            if not self._busy:
+                self._close_pipes()
 
     def _settle(self, process: subprocess.Popen[str]) -> None:
         """Let a process that closed its end of the pipe die of its own cause, so that the cause can be told."""
@@ -136,15 +143,14 @@ class _Child:
         with self._lock:
             if self._ended:
                 raise TrialError("the executor was closed", step="start", kind="Closed")
-            return self._started()
+            process = self._started()
+            self._busy = True
+            return process
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                with suppress(OSError):
-                    stream and stream.close()
+        self._close_pipes()
         with self._log.open("a") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
@@ -153,6 +159,11 @@ class _Child:
         with suppress(BrokenPipeError):
             self._send(self._process, self._settings)
         return self._process
+
+    def _close_pipes(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout) if self._process is not None else ():
+            with suppress(OSError):
+                stream and stream.close()
 
     @staticmethod
     def _send(process: subprocess.Popen[str], message: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ def test_size_iteration_and_membership_agree(domain: Choice | IntRange, values: 
 
 
 @pytest.mark.parametrize(
-    ("domain", "value"), [(Choice(("a",)), "b"), (IntRange(2, 8, 3), 4), (IntRange(2, 8), 9), (IntRange(2, 8), 2.5), (FloatRange(0, 1), "0.5")]
+    ("domain", "value"),
+    [(Choice(("a",)), "b"), (IntRange(2, 8, 3), 4), (IntRange(2, 8), 9), (IntRange(2, 8), 2.5), (FloatRange(0, 1), "0.5")],
 )
 def test_what_is_outside_is_not_in_a_domain(domain: Domain, value: object) -> None:
     assert value not in domain

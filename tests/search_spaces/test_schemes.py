@@ -82,7 +82,7 @@ def test_a_scheme_that_quantizes_nothing_is_refused() -> None:
 def test_schemes_cannot_be_changed_and_take_no_unknown_key() -> None:
     scheme = WeightScheme()
     with pytest.raises(ValidationError, match="frozen"):
-        scheme.dtype = "u8"  # type: ignore[misc]
+        scheme.dtype = "u8"
     with pytest.raises(ValidationError, match="extra"):
         WeightScheme.model_validate({"bits": 4})
     with pytest.raises(ValidationError, match="pattern"):

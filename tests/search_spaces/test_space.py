@@ -105,8 +105,8 @@ def test_decoding_is_canonical_and_encoding_inverts_it(preset: str, processor: s
     assert encoded.keys() == space.by_name.keys()
     assert all(value in space.by_name[name].domain for name, value in encoded.items())
     assert space.decode(encoded) == choices
-    activations = {s.activation for name in ("conv", "side") if name in choices for s in [QuantScheme.parse(str(choices[name]["quantize"]))]}
-    assert len(activations) <= 1
+    sharing = [QuantScheme.parse(str(choices[name]["quantize"])) for name in ("conv", "side") if name in choices]
+    assert len({scheme.activation for scheme in sharing}) <= 1
 
 
 def test_leaving_everything_alone_is_in_every_space() -> None:

@@ -167,9 +167,9 @@ def test_an_undecided_finalist_goes_before_the_original(tmp_path: Path) -> None:
     job = make_job(strategy="grid", budget=EVERYTHING)
 
     class Undecided(FakeExecutor):
-        def _certify(self, **arguments: Any) -> Any:
-            self.doubt = 0.05
-            return super()._certify(**arguments)
+        def call(self, name: str, arguments: dict[str, Any], **options: Any) -> Any:
+            self.doubt = 0.05 if name == "certify" else 0.0
+            return super().call(name, arguments, **options)
 
     result = conclude(tmp_path, job, Undecided(job))
     assert not result.feasible
@@ -280,7 +280,7 @@ def test_a_store_that_breaks_as_well_does_not_hide_the_first_error(tmp_path: Pat
         if name == "survey":
             raise StorageError("the disk is full")
 
-    with pytest.raises(StorageError, match="^the disk is full"):
+    with pytest.raises(StorageError, match=r"^the disk is full"):
         conclude(tmp_path, job, FakeExecutor(job, before=breaks), store=Broken())
 
 

@@ -62,4 +62,5 @@ def test_a_disk_error_says_what_to_do(number: int, way_out: str) -> None:
 
 
 def test_a_disk_error_without_a_file() -> None:
-    assert str(disk_error(OSError("odd"), "writing")) == "writing failed: odd (no file named). Choose another folder, or change its permissions."
+    text = "writing failed: odd (no file named). Choose another folder, or change its permissions."
+    assert str(disk_error(OSError("odd"), "writing")) == text

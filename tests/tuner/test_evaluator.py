@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiny_jobs import CLASSES, FEATURES, dense, dense_data, net, tiny_job
 
 from search_spaces.space import SpaceSpec
 from tuner import evaluator as evaluator_module
-from tuner.errors import JobCancelled, TrialError
+from tuner.errors import JobCancelled, StorageError, TrialError
 from tuner.evaluator import Evaluator
 from tuner.job import Budget, Constraint
 from tuner.plan import CompressionPlan, make_plan
@@ -27,8 +28,8 @@ def plan_of(**schemes: str) -> CompressionPlan:
 
 
 def evaluate(evaluator: Evaluator, plan: CompressionPlan, *, aim: float = 0.02, **options: Any) -> TrialResult:
-    options = {"aims": {"top1": aim}, "measure_latency": False} | options
-    return evaluator.evaluate(7, plan, dict(plan.layers("quantize")), **options)
+    options.setdefault("measure_latency", False)
+    return evaluator.evaluate(7, plan, dict(plan.layers("quantize")), aims={"top1": aim}, **options)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,16 @@ def test_whatever_breaks_is_told_with_its_step(
     assert (caught.value.kind, caught.value.step, str(caught.value)) == (kind, "accuracy", str(error) or kind)
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), StorageError("the cache cannot be written")])
+def test_a_full_disk_is_no_fault_of_the_trial(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluator_module, "score", breaks)
+    with pytest.raises(StorageError):
+        evaluate(evaluator, plan_of(fc1=GOOD))
+
+
 def test_cancelling_passes_through(folder: Path, evaluator: Evaluator) -> None:
     def stop() -> None:
         raise JobCancelled("stop")
@@ -223,7 +234,7 @@ def test_a_constraint_on_a_metric_of_whole_splits_is_judged_on_all_rows(tmp_path
 def test_a_fixed_batch_is_filled_up(tmp_path: Path, rows: tuple[int, int, int]) -> None:
     """Also where a role has fewer rows than one batch."""
     model, free = dense(batch=4), dense()
-    calibrate, validate, hold = rows
+    calibrate, validate, _ = rows
     data = dense_data(free, sum(rows))
     job = tiny_job(tmp_path, model, data)
     refs = {"calibration": (0, calibrate), "validation": (calibrate, calibrate + validate), "holdout": (calibrate + validate, sum(rows))}
@@ -260,7 +271,7 @@ def test_a_model_with_two_inputs_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_threads_are_shared_among_parallel_trials(folder: Path, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator_module.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     job = evaluator.job.model_copy(update={"budget": Budget(parallel=2)})
     assert Evaluator(job, folder / "cache").threads == 4
     assert evaluator.threads == 1

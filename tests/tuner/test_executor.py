@@ -80,10 +80,10 @@ def test_what_libraries_print_goes_to_the_log(executor: LocalExecutor, cache: Pa
 
 def test_an_error_of_a_trial_keeps_its_kind_and_step(executor: LocalExecutor) -> None:
     pid = call(executor, "count")["pid"]
-    with pytest.raises(TrialError, match="^it broke$") as caught:
+    with pytest.raises(TrialError, match=r"^it broke$") as caught:
         call(executor, "fail_at", step="accuracy")
     assert (caught.value.kind, caught.value.step) == ("ValueError", "accuracy")
-    with pytest.raises(TrialError, match="^by nought$") as other:
+    with pytest.raises(TrialError, match=r"^by nought$") as other:
         call(executor, "fail", message="by nought")
     assert (other.value.kind, other.value.step) == ("ZeroDivisionError", "fail")
     with pytest.raises(TrialError, match="not JSON serializable"):
@@ -93,14 +93,14 @@ def test_an_error_of_a_trial_keeps_its_kind_and_step(executor: LocalExecutor) ->
 
 @pytest.mark.parametrize("kind", [JobError, ModelError, DataError, PlanError, StorageError, InputError])
 def test_input_errors_come_back_as_what_they_were(executor: LocalExecutor, kind: type[InputError]) -> None:
-    with pytest.raises(kind, match="^it cannot be used$") as caught:
+    with pytest.raises(kind, match=r"^it cannot be used$") as caught:
         call(executor, "refuse", kind=kind.__name__, field="data.validation")
     assert type(caught.value) is kind
     assert caught.value.field == "data.validation"
 
 
 def test_an_unknown_name_comes_back_with_its_suggestion(executor: LocalExecutor) -> None:
-    with pytest.raises(JobError, match="unknown metric 'top-1'. Did you mean 'top1'") as caught:
+    with pytest.raises(JobError, match=r"unknown metric 'top-1'\. Did you mean 'top1'") as caught:
         call(executor, "misname")
     assert caught.value.field == "metrics"
 
@@ -221,5 +221,5 @@ def test_a_worker_leaves_when_its_parent_is_gone(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="creating the folder .* failed"):
+    with pytest.raises(StorageError, match=r"creating the folder .* failed"):
         make(tmp_path / "file" / "cache")

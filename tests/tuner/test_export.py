@@ -38,7 +38,7 @@ FAILED = TrialResult(
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline="")))
+    return list(csv.DictReader(path.read_text().splitlines(keepends=True)))
 
 
 def test_every_trial_is_a_row_and_its_number_the_first_column(tmp_path: Path) -> None:

@@ -10,7 +10,11 @@ from search_spaces.space import SpaceSpec
 from tuner.errors import InputError, JobError
 from tuner.job import Constraint, JobSpec, Target, load_job, parse_job
 
-LEAST: dict[str, Any] = {"model": "m.onnx", "data": {"validation": {"file": "v.npz"}}, "constraints": [{"metric": "top1", "max_drop": 0.01}]}
+LEAST: dict[str, Any] = {
+    "model": "m.onnx",
+    "data": {"validation": {"file": "v.npz"}},
+    "constraints": [{"metric": "top1", "max_drop": 0.01}],
+}
 JOB_KEYS = "budget, constraints, data, early_stopping, metrics, model, name, objectives, seed, space, stop, strategy, target, version"
 SPACE_KEYS = (
     "accelerated_only, activation_symmetric, activations, calibrations, granularities, name, operators, summary, weight_symmetric, weights"
@@ -25,7 +29,8 @@ def refusal(**changes: Any) -> JobError:
 
 def test_everything_but_model_validation_and_a_constraint_has_a_default() -> None:
     job = parse_job(LEAST)
-    assert (job.version, job.name, job.metrics, job.objectives, job.space, job.strategy) == (1, "job", ("auto",), ("latency",), "int8", "auto")
+    assert (job.version, job.name, job.metrics, job.objectives) == (1, "job", ("auto",), ("latency",))
+    assert (job.space, job.strategy) == ("int8", "auto")
     assert (job.budget.trials, job.budget.seconds, job.budget.parallel, job.stop, job.seed) == (60, 900, 1, "budget", 0)
     assert job.target.name == "onnxruntime-cpu, batch 1, 1 thread"
     assert Target(threads=4, batch=8).name == "onnxruntime-cpu, batch 8, 4 threads"
@@ -49,7 +54,8 @@ def test_missing_fields_are_all_named() -> None:
         (
             {"budget": {"trial": 3}},
             "budget.trial",
-            "budget.trial: unknown key 'trial'. Did you mean 'trials'? Known: memory_gb, parallel, seconds, threads, trial_seconds, trials.",
+            "budget.trial: unknown key 'trial'. Did you mean 'trials'? "
+            "Known: memory_gb, parallel, seconds, threads, trial_seconds, trials.",
         ),
         (
             {"data": {"validation": {"file": "v", "row": [0, 1]}}},
@@ -67,7 +73,11 @@ def test_missing_fields_are_all_named() -> None:
             "space.activation",
             f"space.activation: unknown key 'activation'. Did you mean 'activations'? Known: {SPACE_KEYS}.",
         ),
-        ({"target": {"thread": 2}}, "target.thread", "target.thread: unknown key 'thread'. Did you mean 'threads'? Known: batch, runtime, threads."),
+        (
+            {"target": {"thread": 2}},
+            "target.thread",
+            "target.thread: unknown key 'thread'. Did you mean 'threads'? Known: batch, runtime, threads.",
+        ),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest(changes: dict[str, Any], field: str, text: str) -> None:
@@ -161,7 +171,11 @@ def test_a_constraint_as_a_sentence(constraint: Constraint, sentence: str) -> No
 def test_paths_count_from_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "jobs"
     folder.mkdir()
-    roles = {"validation": {"file": "../v.npz", "rows": [0, 7]}, "holdout": {"file": str(tmp_path / "h.npz")}, "training": {"file": "~/t.npz"}}
+    roles = {
+        "validation": {"file": "../v.npz", "rows": [0, 7]},
+        "holdout": {"file": str(tmp_path / "h.npz")},
+        "training": {"file": "~/t.npz"},
+    }
     (folder / "job.yaml").write_text(yaml.safe_dump(LEAST | {"model": "nets/m.onnx", "data": roles}))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -201,6 +215,7 @@ def test_a_file_that_is_no_job_is_refused(tmp_path: Path, content: bytes, text: 
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.yaml"
     with pytest.raises(JobError) as error:
-        load_job(tmp_path / "none.yaml")
-    assert str(error.value) == f"the job file {tmp_path}/none.yaml cannot be read (No such file or directory); give the path of a YAML job file"
+        load_job(path)
+    assert str(error.value) == f"the job file {path} cannot be read (No such file or directory); give the path of a YAML job file"

@@ -155,7 +155,10 @@ def test_labels_out_of_range_are_found_in_the_holdout_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("constraint", "text"),
     [
-        (Constraint(metric="top1", at_most=0.9), "constraint on top1: at_most 0.9 bounds the wrong side, because higher is better; use at_least"),
+        (
+            Constraint(metric="top1", at_most=0.9),
+            "constraint on top1: at_most 0.9 bounds the wrong side, because higher is better; use at_least",
+        ),
         (Constraint(metric="auto", at_least=90), "constraint: top1 can be at most 1, got at_least 90; is it a percentage?"),
     ],
 )

@@ -117,7 +117,8 @@ def test_advice_names_the_ways_out() -> None:
 
 def test_advice_names_the_point_estimate_where_that_decides() -> None:
     job = make_job(space="int8-full")
-    assert advice(job, certificate(judged("missed", violation=0.001)), findings())[0] == "allow a larger drop: this model needs max_drop 0.01"
+    tips = advice(job, certificate(judged("missed", violation=0.001)), findings())
+    assert tips[0] == "allow a larger drop: this model needs max_drop 0.01"
 
 
 @pytest.mark.parametrize(

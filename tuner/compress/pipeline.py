@@ -86,8 +86,7 @@ class Compressor:
             return LayerQuant(scheme=scheme.name)
         node = self.prepared.nodes[name]
         weight = weight_of(self.prepared, node)
-        if weight is None:
-            raise PlanError(f"layer '{name}' has no weight to quantize with {scheme.name}")
+        assert weight is not None
         axis = weight_axis(node, len(self.prepared.initializers[weight].dims)) if scheme.weight.granularity == "channel" else None
         quant = WeightQuant(initializer=weight, dtype=scheme.weight.dtype, symmetric=scheme.weight.symmetric, axis=axis)
         return LayerQuant(scheme=scheme.name, weight=quant)
@@ -101,12 +100,14 @@ def replay(original: Model, applied: AppliedPlan) -> bytes:
             "give the original file"
         )
     check_steps(applied.plan)
+    prepared = prepare(original)
     try:
-        data = _build(original, prepare(original), applied, WeightCache())
+        data = _build(original, prepared, applied, WeightCache())
     except PlanError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise PlanError(f"the plan holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it") from error
+        broken = f"the plan holds a value that cannot be applied ({error}); was it edited? Give the file as the job left it"
+        raise PlanError(broken) from error
     found = hashlib.sha256(data).hexdigest()
     if applied.result_sha256 and found != applied.result_sha256:
         promised = applied.result_sha256

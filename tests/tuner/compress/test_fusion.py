@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -117,11 +119,12 @@ def test_a_norm_in_training_or_without_a_conv_stays() -> None:
 def test_constants_become_initializers() -> None:
     net = Net()
     x = net.input()
-    for name, attributes in {
+    values: dict[str, dict[str, Any]] = {
         "tensor": {"value": helper.make_tensor("t", TensorProto.FLOAT, [3, 1, 1], [1, 2, 3])},
         "number": {"value_float": 2.5},
         "numbers": {"value_floats": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]},
-    }.items():
+    }
+    for name, attributes in values.items():
         x = net.op("Mul", x, net.op("Constant", **attributes, out=name), name=f"mul_{name}")
     x = net.op("Reshape", x, net.op("Constant", value_ints=[0, -1], out="shape"))
     x = net.op("Gather", x, net.op("Constant", value_int=3, out="index"), axis=1)

@@ -126,11 +126,10 @@ def test_a_tensor_that_was_not_observed_is_named() -> None:
 def test_replaying_on_another_model_is_refused() -> None:
     applied = MADE.resolve(quantized(U8_CHANNEL))
     other = small_cnn(seed=1)
+    ours, theirs = MADE.original.sha256[:12], other.sha256[:12]
     with pytest.raises(PlanError) as error:
         replay(other, applied)
-    assert str(error.value) == (
-        f"the plan was made for the model with SHA-256 {MADE.original.sha256[:12]}…, got one with {other.sha256[:12]}…; give the original file"
-    )
+    assert str(error.value) == f"the plan was made for the model with SHA-256 {ours}…, got one with {theirs}…; give the original file"
 
 
 def test_replaying_an_edited_plan_is_noticed() -> None:
@@ -138,8 +137,16 @@ def test_replaying_an_edited_plan_is_noticed() -> None:
     promised = hashlib.sha256(data).hexdigest()
     edited = applied.tensors["x"].model_copy(update={"scale": applied.tensors["x"].scale * 2})
     changed = applied.model_copy(update={"result_sha256": promised, "tensors": applied.tensors | {"x": edited}})
-    with pytest.raises(PlanError, match=rf"applying the plan gave SHA-256 [0-9a-f]{{12}}…, the plan promises {promised[:12]}…; was it edited\?"):
+    with pytest.raises(PlanError, match=rf"gave SHA-256 [0-9a-f]{{12}}…, the plan promises {promised[:12]}…; was it edited\?"):
         replay(small_cnn(), changed)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "u9"}, {"scale": "wide"}, {"zero_point": 300}])
+def test_a_value_that_cannot_be_applied_is_told(change: dict[str, object]) -> None:
+    applied, _ = quantize(small_cnn(), {"conv1": U8_CHANNEL})
+    edited = applied.tensors["x"].model_copy(update=change)
+    with pytest.raises(PlanError, match=r"holds a value that cannot be applied \(.+\); was it edited\? Give the file as the job left it"):
+        replay(small_cnn(), applied.model_copy(update={"tensors": applied.tensors | {"x": edited}}))
 
 
 def test_layers_that_share_a_range_through_moving_operators_say_what_was_really_done() -> None:

@@ -33,8 +33,8 @@ def test_the_ratio_of_two_steady_models_is_exact() -> None:
     machine = Machine()
     found = compare_latency(machine.takes("a", 3.0), machine.takes("b", 2.0), seconds=10, least_blocks=11, clock=machine.clock)
     assert found.ratio.value == pytest.approx(1.5)
-    assert (found.ratio.lower, found.ratio.upper) == (pytest.approx(1.5), pytest.approx(1.5))
-    assert (found.baseline_ms, found.candidate_ms) == (pytest.approx(3.0), pytest.approx(2.0))
+    assert (found.ratio.lower, found.ratio.upper) == pytest.approx((1.5, 1.5))
+    assert (found.baseline_ms, found.candidate_ms) == pytest.approx((3.0, 2.0))
     assert found.blocks == 11
     assert found.seconds == pytest.approx(machine.now)
     assert found.differs

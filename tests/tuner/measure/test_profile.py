@@ -52,7 +52,8 @@ def test_a_small_kernel_keeps_a_share_of_its_time() -> None:
 
 
 def test_the_profiler_times_every_layer_of_a_model() -> None:
-    times = kernel_times(dense(), {"x": np.zeros((8, FEATURES), np.float32)}, 1)
+    times = kernel_times(dense(), {"x": np.zeros((8, FEATURES), np.float32)}, 1, 0.5)
+    assert sum(times.values()) == pytest.approx(0.5)
     shares, _ = attribute_times(times, {f"fc{index}": [f"fc{index}"] for index in (1, 2, 3)})
     assert sorted(shares) == ["fc1", "fc2", "fc3"]
     assert all(milliseconds > 0 for milliseconds in shares.values())

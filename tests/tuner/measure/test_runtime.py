@@ -46,7 +46,7 @@ def test_a_graph_that_the_runtime_does_not_know_is_named_in_one_line() -> None:
 
 
 def test_a_feed_that_does_not_fit_is_named() -> None:
-    with pytest.raises(ModelError, match="cannot run the model: .*x"):
+    with pytest.raises(ModelError, match=r"cannot run the model: .*x"):
         Session(dense(), 1).run({"x": np.zeros((2, FEATURES + 1), np.float32)})
 
 

@@ -130,7 +130,7 @@ def test_attributes_have_a_default() -> None:
 
 def branching() -> Net:
     """If(flag) then x · outer else inner If(flag) then x + deep else x."""
-    shape = ["batch", 3]
+    shape: list[str | int | None] = ["batch", 3]
 
     def graph(name: str, node: onnx.NodeProto) -> onnx.GraphProto:
         return helper.make_graph([node], name, [], [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, shape)])

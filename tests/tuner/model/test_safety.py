@@ -43,8 +43,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         assert f"model net.onnx ({len(data)} bytes) is not an ONNX file, or it is truncated" in refusal(data)
 
 
-@pytest.mark.parametrize("data", [b"", onnx.ModelProto(ir_version=8).SerializeToString(), helper.make_model(onnx.GraphProto(name="g")).SerializeToString()])
-def test_a_model_without_nodes_is_refused(data: bytes) -> None:
+@pytest.mark.parametrize("proto", [onnx.ModelProto(), onnx.ModelProto(ir_version=8), helper.make_model(onnx.GraphProto(name="g"))])
+def test_a_model_without_nodes_is_refused(proto: onnx.ModelProto) -> None:
+    data = serialize(proto)
     text = f"model net.onnx ({len(data)} bytes) holds no ONNX graph with nodes; give a file written by an ONNX exporter"
     assert refusal(data) == text
 
@@ -137,7 +138,8 @@ def test_a_foreign_domain_that_no_node_uses_does_no_harm() -> None:
 
 def test_a_node_of_a_foreign_domain_inside_a_branch_is_found() -> None:
     info = helper.make_tensor_value_info("b", TensorProto.FLOAT, ["batch", 3, 8, 8])
-    branches = [helper.make_graph([helper.make_node("Magic", ["x"], ["b"], name="deep", domain="my.ops")], name, [], [info]) for name in "te"]
+    magic = helper.make_node("Magic", ["x"], ["b"], name="deep", domain="my.ops")
+    branches = [helper.make_graph([magic], name, [], [info]) for name in ("then", "else")]
     net = relu()
     flag = net.constant("flag", True, np.bool_)
     net.op("If", flag, name="if", then_branch=branches[0], else_branch=branches[1])

@@ -4,7 +4,7 @@ import pytest
 from fake_executor import FLOAT_BYTES, GOOD, POOR, findings, measured, space
 
 from search_spaces.schemes import FLOAT
-from tuner.results import TrialResult, TrialState
+from tuner.results import Assignment, TrialResult, TrialState
 from tuner.search.base import Problem, float_assignment
 from tuner.search.cost import UNMEASURED, build_problem
 
@@ -34,7 +34,14 @@ def test_the_programme_minimizes_what_stands_for_the_first_objective(objective: 
 def test_links_cost_where_exactly_one_end_is_in_float() -> None:
     made = problem("latency", links=(("a", "b", 0.1), ("b", "c", 0.2)))
     plain = problem("latency")
-    for chosen, extra in [({}, 0.0), ({"a": GOOD}, 0.1), ({"b": GOOD}, 0.3), ({"a": GOOD, "b": POOR, "c": GOOD}, 0.0), ({"d": GOOD}, 0.0)]:
+    extras: list[tuple[Assignment, float]] = [
+        ({}, 0.0),
+        ({"a": GOOD}, 0.1),
+        ({"b": GOOD}, 0.3),
+        ({"a": GOOD, "b": POOR, "c": GOOD}, 0.0),
+        ({"d": GOOD}, 0.0),
+    ]
+    for chosen, extra in extras:
         assert made.linear(chosen) - plain.linear(chosen) == pytest.approx(extra)
 
 
@@ -64,6 +71,8 @@ def test_trials_are_worth_what_was_measured_where_that_repeats() -> None:
 
 
 def test_random_numbers_depend_on_the_seed_and_the_question() -> None:
-    draws = {(seed, attempt): build_problem(SPACE, findings(), ("size",), seed).random(attempt).random() for seed in (1, 2) for attempt in (0, 1)}
-    assert len(set(draws.values())) == 4
-    assert draws[1, 0] == build_problem(SPACE, findings(), ("size",), 1).random(0).random()
+    def draw(seed: int, attempt: int) -> float:
+        return build_problem(SPACE, findings(), ("size",), seed).random(attempt).random()
+
+    assert len({draw(seed, attempt) for seed in (1, 2) for attempt in (0, 1)}) == 4
+    assert draw(1, 0) == draw(1, 0)

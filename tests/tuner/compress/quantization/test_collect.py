@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ def test_statistics_are_those_of_all_rows_whatever_the_batches(sizes: Sequence[i
         asked.append(list(names))
         return run(data, batch, names, optimize=False)
 
-    batches = [{"x": feed["x"][a:b]} for a, b in zip(starts, starts[1:], strict=False)]
+    batches = [{"x": feed["x"][a:b]} for a, b in pairwise(starts)]
     found = collect(model, TENSORS, batches, runner, done.append)
     # The input is not asked for: it is at hand.
     assert asked == [TENSORS[1:]] * len(sizes)

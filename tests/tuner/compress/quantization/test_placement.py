@@ -86,7 +86,7 @@ def test_a_clip_that_does_not_start_at_zero_stays() -> None:
     net = Net()
     y = net.op("Clip", net.conv(net.input(), 3, 8, "one"), net.constant("low", -1.0), net.constant("high", 1.0), name="act")
     y = net.op("Clip", net.conv(y, 8, 4, "two"), "", "high", name="open")
-    placement = placed(net.output(net.conv(y, 4, 4, "three")).model(), {name: U8_CHANNEL for name in ("one", "two", "three")})
+    placement = placed(net.output(net.conv(y, 4, 4, "three")).model(), dict.fromkeys(("one", "two", "three"), U8_CHANNEL))
     assert readers(placement) == {
         "x": ("one",),
         "one_out": (),
