@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from search_spaces.capability import RuntimeTarget, load_target
@@ -22,6 +23,7 @@ from tuner.compress.pipeline import Compressor
 from tuner.compress.quantization import statistics as stored_statistics
 from tuner.compress.quantization.collect import block_rows, collect, exposing
 from tuner.compress.quantization.placement import candidates, observed_tensors
+from tuner.compress.quantization.qdq import stored_weights
 from tuner.compress.quantization.statistics import TensorStatistics
 from tuner.data.dataset import Dataset, InputInfo
 from tuner.data.metrics import Metric, resolve_metric
@@ -245,9 +247,10 @@ class Evaluator:
 
     def open(self, applied: AppliedPlan, data: bytes) -> tuple[Session, list[str]]:
         """A session of a compressed model, and a note for every layer that the runtime left in float."""
-        weights = {layer.weight.initializer + "_q": name for name, layer in applied.layers.items() if layer.weight}
+        weights = stored_weights(onnx.ModelProto.FromString(data).graph, applied.layers)
         session, left = float_weights(data, list(weights), self.threads)
-        return session, [f"{weights[name]}: the runtime runs it in float ({applied.layers[weights[name]].scheme})" for name in sorted(left)]
+        slow = sorted(layer for name in left for layer in weights[name])
+        return session, [f"{layer}: the runtime runs it in float ({applied.layers[layer].scheme})" for layer in slow]
 
     def time(self, candidate: Session, seconds: float = 0.5, least_blocks: int = 9, precision: float = 0.03) -> Latency:
         """The target's latency of the original and of a candidate, in turn, with nothing else of ours running."""

@@ -7,7 +7,7 @@ quantized once per scheme and kept: two trials that differ in one layer re-quant
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,17 @@ def write_quantized(model: Model, applied: AppliedPlan, cache: WeightCache | Non
     """The quantized graph of a prepared model. PlanError where the plan names what the model does not have."""
     _check_fits(model, applied)
     return _Writer(model, applied, cache or WeightCache()).write()
+
+
+def stored_weights(graph: onnx.GraphProto, layers: Collection[str]) -> dict[str, list[str]]:
+    """{integer weight in a written graph: the layers that read it dequantized}, for the layers named."""
+    constants = {tensor.name for tensor in graph.initializer}
+    source = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in constants}
+    found: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in (source[tensor] for tensor in node.input[:2] if tensor in source and node.name in layers):
+            found.setdefault(name, []).append(node.name)
+    return found
 
 
 class _Writer:

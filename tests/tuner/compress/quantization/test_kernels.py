@@ -14,6 +14,7 @@ from builders import S8_CHANNEL, TARGET, U8, U8_CHANNEL, Net, agreement, in_floa
 from search_spaces.schemes import QuantScheme
 from tuner.compress.fusion import prepare
 from tuner.compress.quantization.placement import candidates
+from tuner.compress.quantization.qdq import stored_weights
 from tuner.model.graph import Model
 
 
@@ -94,3 +95,18 @@ def test_depthwise_convolutions_and_activations_become_integer_kernels(tmp_path:
     found = kernels(data, tmp_path)
     assert (found["QLinearConv"], found["QLinearSigmoid"], found["QLinearMul"]) == (2, 1, 1)
     assert agreement(model, data) > 0.999
+
+
+def test_stored_weights_are_traced_to_the_layers_that_read_them() -> None:
+    """A weight shared by two layers and stored in two forms goes by other names than its own."""
+    net = Net()
+    x = net.input()
+    shared = net.weight("w", (3, 3, 3, 3), 27)
+    first = net.op("Conv", x, shared, name="a", pads=[1, 1, 1, 1])
+    net.output(net.op("Conv", first, shared, name="b", pads=[1, 1, 1, 1]))
+    applied, data = quantize(net.model(), {"a": U8_CHANNEL, "b": "u8-asym-minmax/s8-sym-tensor"})
+    graph = onnx.ModelProto.FromString(data).graph
+    found = stored_weights(graph, applied.layers)
+    assert sorted(found.values()) == [["a"], ["b"]]
+    assert set(found) <= {tensor.name for tensor in graph.initializer}
+    assert stored_weights(graph, ["b"]) == {name: layers for name, layers in found.items() if layers == ["b"]}
