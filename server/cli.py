@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server.console import amount, err, interval, print_table, say, show_result, tell
+from server.console import amount, change, err, print_table, say, show_result, tell
 from tuner import __version__
 from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, UnknownName, writing
 from tuner.job import DataRef, Target, job_id, load_job
@@ -192,13 +192,9 @@ def compare(
         return
     table = []
     for name, value in found.first.items():
-        change = f"drop {interval(found.drops[name], '.4f')}" if name in found.drops else ""
-        change = f"speed-up {interval(found.speedup, '.2f', '×')}" if name == "latency_ms" else change
-        change = f"ratio {found.size_ratio:.3f}" if name == "size_bytes" else change
-        table.append((name, amount(value), amount(found.second[name]), change))
+        ours = found.second[name]
+        table.append((name, amount(value), amount(ours), change(name, value, ours, found.drops.get(name), found.speedup)))
     print_table(("", first.name, second.name, "change"), table)
-    if found.speedup.contains(1.0):
-        say("No measurable difference in latency.")
 
 
 @app.command()

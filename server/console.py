@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tuner.job import JobSpec
 from tuner.progress import PHASES, Event
+from tuner.report.wording import NBSP, duration, number, quantity, ratio_words, speedup_words
 from tuner.results import Interval, JobResult, Measurement, Preflight, TrialResult
 
 out = Console(highlight=False)
@@ -62,7 +63,7 @@ class ProgressView:
         if self._live is None:
             self._plain(event)
             return
-        eta = f"about {duration(event.seconds_left)} left" if event.seconds_left else ""
+        eta = f"about {_plain(duration(event.seconds_left))} left" if event.seconds_left else ""
         self._bar.update(self._task, description=event.phase, completed=event.done, total=event.total or None, eta=eta)
         if event.trial is not None and event.phase == "search":
             self._recent = [*self._recent, event.trial][-RECENT:]
@@ -86,7 +87,7 @@ class ProgressView:
             if event.message:
                 self.console.print(f"[{event.seconds:7.1f} s] {event.phase}: {event.message}", markup=False, soft_wrap=True)
             return
-        left = f", about {duration(event.seconds_left)} left" if event.seconds_left else ""
+        left = f", about {_plain(duration(event.seconds_left))} left" if event.seconds_left else ""
         best = f"; best {_one_line(event.best)}" if event.best else ""
         self.console.print(
             f"[{event.seconds:7.1f} s] trial {event.done}/{event.total}: {_one_line(event.trial)}{best}{left}", markup=False, soft_wrap=True
@@ -103,7 +104,7 @@ def opening(job: JobSpec, ready: Preflight) -> list[str]:
         f"Looking for the best {' and '.join(job.objectives)} on {job.target.name}, where {goal}.",
         f"Baseline on validation: {values}. Rows: {rows}.",
         f"Space {ready.space.name}: {layers} layers, about 10^{len(str(ready.space.size)) - 1} plans. "
-        f"At most {job.budget.trials} trials in {duration(job.budget.seconds)}.",
+        f"At most {job.budget.trials} trials in {_plain(duration(job.budget.seconds))}.",
     ]
     return lines + [f"Note: {note}." for note in ready.notes]
 
@@ -116,7 +117,9 @@ def show_result(result: JobResult, folder: str) -> None:
         table.add_column(name, justify="left" if not name else "right")
     for name, value in result.baseline.measurements.items():
         ours = result.best.measurements.get(name)
-        table.add_row(name, amount(value), amount(ours) if ours else "", _change(name, result))
+        drop = result.best.drop if name == result.best.verdicts[0].metric else None
+        if ours is not None:
+            table.add_row(name, amount(value), amount(ours), change(name, value, ours, drop, result.best.speedup))
     _print_wide(table)
     for line in (*result.blame, *(f"try: {tip}" for tip in result.advice)):
         say(line)
@@ -143,34 +146,22 @@ def _print_wide(table: Table) -> None:
 
 
 def amount(measurement: Measurement) -> str:
-    """A measurement for people."""
-    value = measurement.value
-    if measurement.unit == "bytes":
-        return f"{value / 1e6:,.2f} MB" if value >= 1e5 else f"{value / 1e3:,.1f} kB"
-    if measurement.unit == "ms":
-        return f"{value:,.3f} ms"
-    if value == int(value) and abs(value) >= 1000:
-        return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{int(value):,}"
-    return f"{value:.4f}" + (f" ± {measurement.stderr:.4f}" if measurement.stderr else "")
+    """A measurement for people, with its standard error where it has one."""
+    doubt = f" ± {quantity(measurement.metric, measurement.stderr, measurement.unit)}" if measurement.stderr else ""
+    return _plain(quantity(measurement.metric, measurement.value, measurement.unit) + doubt)
 
 
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def interval(found: Interval, form: str = ".2f", unit: str = "") -> str:
-    return f"{found.value:{form}}{unit} ({found.lower:{form}} to {found.upper:{form}})"
-
-
-def _change(name: str, result: JobResult) -> str:
-    if name == result.best.verdicts[0].metric:
-        return f"drop {interval(result.best.drop, '.4f')}"
+def change(name: str, before: Measurement, after: Measurement, drop: Interval | None, speedup: Interval) -> str:
+    """What became of one measurement, in words."""
+    if drop is not None:
+        return _plain(f"drop {number(drop.value)} (at least {number(drop.lower)}, at most {number(drop.upper)})")
     if name == "latency_ms":
-        verdict = "no measurable difference" if result.best.speedup.contains(1.0) else "speed-up"
-        return f"{verdict} {interval(result.best.speedup, '.2f', '×')}"
-    return f"ratio {result.best.size_ratio:.3f}" if name == "size_bytes" else ""
+        return _plain(speedup_words(speedup))
+    return _plain(ratio_words(before.value, after.value)) if name.endswith("_bytes") else ""
+
+
+def _plain(text: str) -> str:
+    return text.replace(NBSP, " ")
 
 
 def _one_line(trial: TrialResult | None) -> str:

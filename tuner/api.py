@@ -14,7 +14,7 @@ from search_spaces.space import SpaceSpec
 from tuner.conclude import run_job
 from tuner.data.sources import find_arrays
 from tuner.data.spool import LABELS, spool
-from tuner.errors import ModelError, disk_error
+from tuner.errors import ModelError, writing
 from tuner.executor import LocalExecutor
 from tuner.job import Constraint, DataRef, JobSpec, job_id, parse_job
 from tuner.model.graph import Model
@@ -155,12 +155,10 @@ def _name(model: Any, module: nn.Module | None) -> str:
 
 def _clear(folder: Path) -> None:
     """An empty cache, because what it holds belongs to one job, and no result that could be taken for the new one."""
-    try:
+    with writing(f"the folder {folder}"):
         shutil.rmtree(folder / "cache", ignore_errors=True)
         (folder / "cache").mkdir(parents=True)
         (folder / "result.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_error(error, f"preparing the folder {folder}") from error
 
 
 def _write_inputs(job: JobSpec, module: nn.Module | None, loose: Mapping[str, Any], folder: Path) -> None:

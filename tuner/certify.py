@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tuner.errors import TrialError, disk_error
+from tuner.errors import TrialError, writing
 from tuner.evaluator import Evaluator, first_output
 from tuner.measure.accuracy import Scored, Split, baseline_scored, measure, score
 from tuner.measure.footprint import peak_memory
@@ -28,11 +28,9 @@ def certify(evaluator: Evaluator, number: int, plan: CompressionPlan, attempt: i
     attempt: 1 for the first finalist shown to the holdout, 2 for the next, … The n-th is tested at the error (1 - confidence) / 2ⁿ, so that
     the chance that any of them is certified wrongly stays within 1 - confidence (union bound)."""
     applied, data = evaluator.build(plan, {})
-    try:
+    with writing(path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as error:
-        raise disk_error(error, f"writing {path.name}") from error
     candidate = Model.load(path)
     holdout = evaluator.split("holdout", evaluator.roles.holdout)
     session, notes = evaluator.open(applied, candidate.data)

@@ -14,11 +14,9 @@ from tuner.data.metrics import Metric, check_classes, resolve_metric
 from tuner.errors import DataError
 from tuner.evaluator import first_output
 from tuner.job import DataRef, Target
-from tuner.measure.accuracy import Scored, Split, baseline_scored, batch_rows, measure, open_split, score
-from tuner.measure.judge import drop_interval
+from tuner.measure.accuracy import Split, baseline_scored, batch_rows, measure, open_split, paired_drop, score
 from tuner.measure.latency import alone, compare_latency
 from tuner.measure.runtime import Session
-from tuner.measure.statistics import bootstrap_bound
 from tuner.model.graph import Model
 from tuner.results import Interval, Measurement
 
@@ -59,7 +57,7 @@ def compare(first: Path, second: Path, data: DataRef, metrics: Sequence[str], ta
             )
         base = baseline_scored(split, known)
         measurements = [{m.name: measure(m, scored, split, 0.0, target.name) for m in known} for scored in (base, ours)]
-        drops = {metric.name: _drop(metric, split, ours, seed) for metric in known}
+        drops = {metric.name: paired_drop(metric, ours, split, 0.95, seed) for metric in known}
     for found, model, milliseconds in zip(measurements, models, (latency.baseline_ms, latency.candidate_ms), strict=True):
         found["latency_ms"] = Measurement(metric="latency_ms", value=milliseconds, unit="ms", direction="lower", samples=latency.blocks)
         found["size_bytes"] = Measurement(metric="size_bytes", value=model.size_bytes, unit="bytes", direction="lower")
@@ -85,19 +83,3 @@ def _check(metric: Metric, dataset: Dataset, split: Split) -> None:
     classes = check_classes(metric, np.asarray(split.reference[:256]), labels)
     if classes is not None:
         check_labels(dataset, classes)
-
-
-def _drop(metric: Metric, split: Split, ours: Scored, seed: int) -> Interval:
-    sign = 1 if metric.direction == "higher" else -1
-    base = split.base_scores(metric)
-    if base is not None:
-        return drop_interval(base[ours.rows], ours.scores[metric.name], sign, 0.95, seed)
-    reference, outputs = split.reference[ours.rows], ours.outputs
-    labels = None if split.labels is None else split.labels[ours.rows]
-    assert outputs is not None
-
-    def drop(rows: np.ndarray) -> float:
-        of = None if labels is None else labels[rows]
-        return sign * (metric.value(reference[rows], of, reference[rows]) - metric.value(outputs[rows], of, reference[rows]))
-
-    return bootstrap_bound(drop, len(split), 0.95, seed)

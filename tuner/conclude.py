@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from tuner.errors import AccutuneError, JobCancelled, TrialError, disk_error
+from tuner.errors import AccutuneError, JobCancelled, TrialError, writing
 from tuner.export import TrialTable, write_results
 from tuner.job import JobSpec
 from tuner.measure.runtime import environment
@@ -257,7 +257,7 @@ def _leave_files(study: Study, best: Certificate, result: JobResult) -> None:
     pareto = study.folder / "pareto"
     source, target = pareto / f"{best.outcome.trial}.onnx", study.folder / "best.onnx"
     kept = {outcome.file for outcome in result.pareto}
-    try:
+    with writing("best.onnx"):
         if source.name in kept:
             shutil.copyfile(source, target)
         else:
@@ -267,5 +267,3 @@ def _leave_files(study: Study, best: Certificate, result: JobResult) -> None:
                 file.unlink()
         if not any(pareto.iterdir()):
             pareto.rmdir()
-    except OSError as error:
-        raise disk_error(error, "writing best.onnx") from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tuner.errors import InputError, disk_error
+from tuner.errors import InputError, writing
 from tuner.model.from_torch import export
 
 SEED = 0
@@ -65,14 +65,12 @@ def prepare_demo(out: Path, say: Callable[[str], None]) -> Path:
         f"({time.perf_counter() - started:.0f} s)."
     )
     job = out / "job.yaml"
-    try:
+    with writing(f"the demo to {out}"):
         out.mkdir(parents=True, exist_ok=True)
         for name, rows in splits.items():
             np.savez(out / f"{name}.npz", image=rows["image"], labels=rows["labels"])
         export(network, {"image": torch.from_numpy(validation["image"][:2])}, out / "digits.onnx")
         job.write_text(JOB.format(path=job), encoding="utf-8")
-    except OSError as error:
-        raise disk_error(error, f"writing the demo to {out}") from error
     say(
         f"The model, its data and the job file are in {out}. Every layer may now become 8-bit, in several ways. The search looks for the "
         f"fastest model that loses at most 1 % of the accuracy; {len(splits['holdout']['labels'])} digits kept aside have to confirm it."

@@ -20,7 +20,6 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class AccutuneError(Exception):
@@ -96,9 +95,9 @@ def is_full(error: OSError) -> bool:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns the system's refusal to write into a StorageError with the way out."""
+def writing(what: object) -> Iterator[None]:
+    """Turns the system's refusal to write `what` into a StorageError with the way out."""
     try:
         yield
     except OSError as error:
-        raise disk_error(error, f"writing {path}") from error
+        raise disk_error(error, f"writing {what}") from error

@@ -30,12 +30,11 @@ from tuner.data.metrics import Metric, resolve_metric
 from tuner.data.roles import Roles, open_roles
 from tuner.errors import JobError, StorageError, TrialError, disk_error, is_full
 from tuner.job import COSTS, Constraint, JobSpec
-from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, score
+from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, paired_drop, score
 from tuner.measure.footprint import compressed_size
 from tuner.measure.judge import Allowance, allowance, drop_interval, is_cost, judge_cost, judge_drop, judge_early
 from tuner.measure.latency import Latency, alone, compare_latency, computing
 from tuner.measure.runtime import Session, float_weights, processor_features
-from tuner.measure.statistics import bootstrap_bound
 from tuner.model.graph import Model
 from tuner.model.layers import LayerInfo, layer_table, total_macs
 from tuner.plan import AppliedPlan, CompressionPlan
@@ -317,23 +316,9 @@ class Evaluator:
         for metric, allowed in self.allowances(split):
             sure = confidence if confidence is not None and allowed.constraint.confidence is not None else allowed.confidence
             nothing = Interval(value=0.0, lower=0.0, upper=0.0, confidence=sure)
-            drop = nothing if exact else self._drop(split, scored, metric, allowed, sure, resamples)
+            drop = nothing if exact else paired_drop(metric, scored, split, sure, self.job.seed, resamples)
             found.append(judge_drop(allowed, drop, len(split), "holdout" if split.name == "holdout" else "validation"))
         return found
-
-    def _drop(self, split: Split, scored: Scored, metric: Metric, allowed: Allowance, confidence: float, resamples: int) -> Interval:
-        base = split.base_scores(metric)
-        if base is not None:
-            return drop_interval(base[scored.rows], scored.scores[metric.name], allowed.sign, confidence, self.job.seed)
-        labels, reference, outputs = split.labels, split.reference[scored.rows], scored.outputs
-        assert outputs is not None
-        labels = None if labels is None else labels[scored.rows]
-
-        def drop(rows: NDArray[np.int64]) -> float:
-            of = None if labels is None else labels[rows]
-            return allowed.sign * (metric.value(reference[rows], of, reference[rows]) - metric.value(outputs[rows], of, reference[rows]))
-
-        return bootstrap_bound(drop, len(split), confidence, self.job.seed, resamples)
 
 
 def first_output(session: Session) -> Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuner import errors
-from tuner.errors import InputError, JobCancelled, TrialError, disk_error
+from tuner.errors import InputError, JobCancelled, TrialError, writing
 from tuner.job import JobSpec
 
 Progress = Callable[[int, int], None]
@@ -43,10 +43,8 @@ class LocalExecutor:
     def __init__(self, job: JobSpec, cache: Path, command: Sequence[str] = (sys.executable, "-m", "tuner.worker")) -> None:
         self._settings = {"job": job.model_dump(mode="json"), "cache": str(cache), "memory_gb": job.budget.memory_gb}
         self._command = tuple(command)
-        try:
+        with writing(f"the folder {cache}"):
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(error, f"creating the folder {cache}") from error
         self._cancelled = threading.Event()
         self._all = [_Child(self._command, self._settings, cache / f"worker-{index}.log") for index in range(job.budget.parallel)]
         self._free: queue.LifoQueue[_Child] = queue.LifoQueue()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 
-from tuner.errors import disk_error
+from tuner.errors import writing
 from tuner.job import JobSpec
 from tuner.plan import AppliedPlan
 from tuner.report import render_report
@@ -30,13 +30,11 @@ class TrialTable:
         write_text(path, _csv([[*FIXED_COLUMNS, *self._metrics], *(self._row(trial) for trial in known)]))
 
     def append(self, trial: TrialResult) -> None:
-        try:
+        with writing("trials.csv"):
             with self.path.open("a", newline="") as file:
                 file.write(_csv([self._row(trial)]))
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            raise disk_error(error, "writing trials.csv") from error
 
     def _row(self, trial: TrialResult) -> list[object]:
         verdict = trial.verdicts[0] if trial.verdicts else None
@@ -71,15 +69,13 @@ def write_results(
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or leave the old one. StorageError with the way out where the disk refuses."""
     partial = path.with_name(f"{path.name}.partial")
-    try:
+    with writing(path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        raise disk_error(error, f"writing {path.name}") from error
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> str:

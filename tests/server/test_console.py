@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from server.console import ProgressView, amount
+from server.console import ProgressView, amount, change
 from tests.tiny_jobs import tiny_job
 from tuner.progress import Event
-from tuner.results import Measurement, TrialFailure, TrialResult, TrialState
+from tuner.results import Interval, Measurement, TrialFailure, TrialResult, TrialState
 
 BROKEN = TrialResult(
     number=7,
@@ -43,11 +43,19 @@ def test_without_a_terminal_each_trial_is_one_line(tmp_path: Path) -> None:
 
 
 def test_amounts_carry_their_unit() -> None:
-    def said(value: float, unit: str = "", stderr: float | None = None) -> str:
-        return amount(Measurement(metric="m", value=value, unit=unit, stderr=stderr))
+    def said(metric: str, value: float, unit: str = "", stderr: float | None = None) -> str:
+        return amount(Measurement(metric=metric, value=value, unit=unit, stderr=stderr))
 
-    assert said(273_000, "bytes") == "0.27 MB"
-    assert said(9_413, "bytes") == "9.4 kB"
-    assert said(0.612, "ms") == "0.612 ms"
-    assert said(40_600_000) == "40.60 M"
-    assert said(0.9183, stderr=0.0025) == "0.9183 ± 0.0025"
+    assert said("size_bytes", 273 * 1024) == "273 KiB"
+    assert said("latency_ms", 0.612, "ms") == "0.612 ms"
+    assert said("macs", 40_600_000) == "40.6 M"
+    assert said("top1", 0.9183, stderr=0.0025) == "91.83 % ± 0.25 %"
+
+
+def test_changes_make_no_claim_where_there_is_none() -> None:
+    before, after = (Measurement(metric="size_bytes", value=value) for value in (1000.0, 250.0))
+    speed = Interval(value=1.01, lower=0.99, upper=1.03)
+    assert change("latency_ms", before, after, None, speed).startswith("no measurable difference (0.99× to 1.03×")
+    assert change("size_bytes", before, after, None, speed) == "25.0 % of the original, 4.00× smaller"
+    drop = Interval(value=0.002, lower=-0.001, upper=0.005)
+    assert change("top1", before, after, drop, speed) == "drop 0.00200 (at least −0.00100, at most 0.00500)"

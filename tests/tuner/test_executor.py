@@ -221,5 +221,5 @@ def test_a_worker_leaves_when_its_parent_is_gone(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match=r"creating the folder .* failed"):
+    with pytest.raises(StorageError, match=r"writing the folder .* failed"):
         make(tmp_path / "file" / "cache")

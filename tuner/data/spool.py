@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.data.sources import NUMBERS
-from tuner.errors import DataError, disk_error
+from tuner.errors import DataError, writing
 
 LABELS = "labels"
 ACCEPTED = (
@@ -29,7 +28,7 @@ def spool(data: object, folder: Path, names: Sequence[str], role: str) -> Path:
     data: a dict of arrays; a tuple (inputs, labels); an array alone; an iterable of batches of these forms; or a function that
     returns one of all these. Batches are written as they come: no more than one is held in memory.
     names: the model's inputs, for arrays that come without a name. DataError for what cannot be read as rows."""
-    with _writing(role):
+    with writing(f"the rows of {role}"):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     _write(_blocks(data, names, role), folder, role)
@@ -42,31 +41,22 @@ def _write(blocks: Iterable[Block], folder: Path, role: str) -> None:
         for number, block in enumerate(blocks):
             where = f"{role}, batch {number}"
             if not columns:
-                with _writing(role):
+                with writing(f"the rows of {role}"):
                     columns = {name: _Column(folder, name, array) for name, array in block.items()}
             if set(block) != set(columns):
                 raise DataError(f"{where}: every batch must hold the same arrays, got {_listed(block)} after {_listed(columns)}")
             if len({len(array) for array in block.values()}) > 1:
                 counts = ", ".join(f"'{name}' has {len(array)}" for name, array in block.items())
                 raise DataError(f"{where}: inputs and labels must have the same number of rows, got: {counts}")
-            with _writing(role):
+            with writing(f"the rows of {role}"):
                 for name, array in block.items():
                     columns[name].append(array, where)
     finally:
-        with _writing(role):
+        with writing(f"the rows of {role}"):
             for column in columns.values():
                 column.close()
     if not columns:
         raise DataError(f"{role} gave no batches; give at least one, and an iterable that was not used up before")
-
-
-@contextmanager
-def _writing(role: str) -> Iterator[None]:
-    """Around our own writing only: what the caller's iterable raises is the caller's."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, f"writing the rows of {role}") from error
 
 
 class _Column:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from tuner.data.dataset import Dataset
 from tuner.data.metrics import Metric
-from tuner.measure.judge import Allowance
+from tuner.measure.judge import Allowance, drop_interval
 from tuner.measure.latency import computing
 from tuner.measure.sequential import SequentialTest
-from tuner.results import Decision, Measurement
+from tuner.measure.statistics import bootstrap_bound
+from tuner.results import Decision, Interval, Measurement
 
 Scores = NDArray[np.float64]
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
@@ -162,6 +163,25 @@ def measure(metric: Metric, scored: Scored, split: Split, seconds: float, target
         seconds=seconds,
         target=target,
     )
+
+
+def paired_drop(metric: Metric, scored: Scored, split: Split, confidence: float, seed: int, resamples: int = 1000) -> Interval:
+    """How much worse the candidate is than the original on the rows scored, with one-sided bounds at `confidence`.
+
+    Per-row metrics are compared row by row; a metric of whole splits by a bootstrap over rows, the same for both models."""
+    sign = 1 if metric.direction == "higher" else -1
+    base = split.base_scores(metric)
+    if base is not None:
+        return drop_interval(base[scored.rows], scored.scores[metric.name], sign, confidence, seed)
+    reference, outputs = split.reference[scored.rows], scored.outputs
+    labels = None if split.labels is None else split.labels[scored.rows]
+    assert outputs is not None
+
+    def drop(rows: NDArray[np.int64]) -> float:
+        of = None if labels is None else labels[rows]
+        return sign * (metric.value(reference[rows], of, reference[rows]) - metric.value(outputs[rows], of, reference[rows]))
+
+    return bootstrap_bound(drop, len(scored.rows), confidence, seed, resamples)
 
 
 def baseline_scored(split: Split, metrics: Sequence[Metric]) -> Scored:

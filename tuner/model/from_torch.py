@@ -19,7 +19,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from tuner.errors import ModelError, disk_error
+from tuner.errors import ModelError, writing
 from tuner.model.graph import attribute, serialize
 
 OPSET = 18
@@ -44,11 +44,9 @@ def export(module: nn.Module, example: Example, path: Path) -> Path:
         proto = _simplified(proto)
     _turn_weights(proto.graph)
     _tidy(proto)
-    try:
+    with writing(path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(serialize(proto))
-    except OSError as error:
-        raise disk_error(error, f"writing {path.name}") from error
     return path
 
 
