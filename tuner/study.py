@@ -30,7 +30,7 @@ from tuner.store import JobState, TrialStore
 PREPARE_SECONDS = 24 * 3600.0
 MAX_REPEATS = 200
 """Questions in a row whose answer was known already before the space counts as exhausted."""
-NEAR = 1.1
+NEAR = 1.05
 """A feasible trial is timed if its predicted latency is within this factor of the best feasible one's."""
 
 
@@ -56,7 +56,6 @@ class Study:
         self.strategy: Strategy = STRATEGIES[self.job.strategy]
         self._started = self.clock()
         self._spent_before = 0.0
-        self._attempt = 0
 
     @property
     def seconds(self) -> float:
