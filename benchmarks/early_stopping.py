@@ -28,6 +28,7 @@ from tuner.evaluator import EARLY_ALPHA, Evaluator, first_output
 from tuner.job import Constraint, parse_job
 from tuner.measure.accuracy import EarlyTest, Split, run_rows, score
 from tuner.measure.judge import Allowance
+from tuner.measure.order import doubt_weights, draw_order
 from tuner.measure.runtime import Session, environment
 from tuner.plan import make_plan
 
@@ -139,8 +140,8 @@ def score_plans(evaluator: Evaluator, metric: Metric, plans: int, seconds: float
 def replay(split: Split, metric: Metric, plan: Scores, target: float, seed: int) -> Replay:
     """The trial's scoring once more, in the order that `seed` gives, with `target` as the drop that is allowed."""
     assert split.labels is not None
-    order = np.random.default_rng(seed).permutation(len(split))
-    known = Split(split.name, cast(Dataset, RowNumbers(split.labels)), len(split), split.reference, order, split.scores)
+    draw = draw_order(doubt_weights(split.reference), seed)
+    known = Split(split.name, cast(Dataset, RowNumbers(split.labels)), len(split), split.reference, draw, split.scores)
     constraint = Constraint(metric=metric.name, max_drop=max(target, 0.0))
     allowed = Allowance(constraint=constraint, direction=metric.direction, allowed=target, scale=1.0)
     scored = score(known, lambda feed: plan.outputs[feed["rows"]], [metric], [EarlyTest(metric, allowed, target, EARLY_ALPHA)])

@@ -32,7 +32,7 @@ from tuner.errors import JobError, StorageError, TrialError, disk_error, is_full
 from tuner.job import COSTS, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, paired_drop, score
 from tuner.measure.footprint import compressed_size
-from tuner.measure.judge import Allowance, allowance, drop_interval, is_cost, judge_cost, judge_drop, judge_early
+from tuner.measure.judge import Allowance, allowance, is_cost, judge_cost, judge_drop, judge_early
 from tuner.measure.latency import Latency, alone, compare_latency, computing
 from tuner.measure.runtime import Session, float_weights, processor_features
 from tuner.model.graph import Model
@@ -297,13 +297,9 @@ class Evaluator:
             for test, decision in zip(tests, scored.decisions, strict=True):
                 base = split.base_scores(test.metric)
                 assert base is not None
-                ours, sign = scored.scores[test.metric.name], test.allowance.sign
-                if decision == "undecided":  # Another constraint was missed first.
-                    drop = drop_interval(base[scored.rows], ours, sign, test.allowance.confidence, self.job.seed)
-                    found.append(judge_drop(test.allowance, drop, len(ours), "validation"))
-                else:
-                    drops = sign * (base[scored.rows] - ours)
-                    found.append(judge_early(test.allowance, decision, test.aim, drops, EARLY_ALPHA))
+                drops = test.allowance.sign * (base[scored.rows] - scored.scores[test.metric.name])
+                drop, _ = split.draw.estimate(drops)
+                found.append(judge_early(test.allowance, decision, test.aim, drop, len(drops), EARLY_ALPHA))
             return found
         return self.judge(split, scored, None, resamples=TRIAL_RESAMPLES)
 

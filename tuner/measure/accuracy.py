@@ -19,6 +19,7 @@ from tuner.data.dataset import Dataset
 from tuner.data.metrics import Metric
 from tuner.measure.judge import Allowance, drop_interval
 from tuner.measure.latency import computing
+from tuner.measure.order import Draw, doubt_weights, draw_order
 from tuner.measure.sequential import SequentialTest
 from tuner.measure.statistics import bootstrap_bound
 from tuner.results import Decision, Interval, Measurement
@@ -40,7 +41,8 @@ class Split:
     batch: int
     reference: NDArray[np.float32]
     """The original's first output for every row, memory-mapped, in the dataset's order."""
-    order: NDArray[np.int64]
+    draw: Draw
+    """The random order in which candidates are scored."""
     scores: dict[str, Scores] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -92,8 +94,9 @@ class EarlyTest:
         low, high = self.metric.bounds or (0.0, 1.0)
         return high - low
 
-    def start(self, population: int) -> SequentialTest:
-        return SequentialTest(population, self.aim, -self.width, self.width, self.alpha)
+    def start(self, weights: NDArray[np.float64]) -> SequentialTest:
+        """weights: of all rows in the order they will be scored."""
+        return SequentialTest(len(weights), self.aim, -self.width, self.width, self.alpha, weights)
 
 
 def open_split(name: str, dataset: Dataset, run: Run, batch: int, seed: int, cache: Path) -> Split:
@@ -102,8 +105,7 @@ def open_split(name: str, dataset: Dataset, run: Run, batch: int, seed: int, cac
     if not path.is_file():
         _write_reference(path, dataset, run, batch)
     reference = np.load(path, mmap_mode="r", allow_pickle=False)
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    return Split(name, dataset, batch, reference, order)
+    return Split(name, dataset, batch, reference, draw_order(doubt_weights(reference), seed))
 
 
 def score(
@@ -112,11 +114,11 @@ def score(
     """Score a candidate. Ends early once a test is missed or all are met; with no tests every row is scored.
 
     `between_blocks` is called after each block and may raise to end the scoring (cancelling)."""
-    running = [test.start(len(split)) for test in tests]
+    running = [test.start(split.draw.weights) for test in tests]
     seen: list[NDArray[np.int64]] = []
     scores: dict[str, list[Scores]] = {metric.name: [] for metric in metrics if metric.score}
     kept: list[NDArray[np.float32]] = []
-    for rows in _growing_blocks(split.order):
+    for rows in _growing_blocks(split.draw.rows):
         outputs = _forward(split, run, rows)
         labels = None if split.labels is None else split.labels[rows]
         for metric in metrics:
@@ -143,9 +145,16 @@ def score(
 
 
 def measure(metric: Metric, scored: Scored, split: Split, seconds: float, target: str) -> Measurement:
-    """The metric's value over the rows that were scored, with its standard error where rows have scores."""
+    """The metric's value over all rows of the split, estimated where only some were scored, with its standard error where rows
+    have scores. A metric of whole splits is never ended early."""
     stderr = None
-    if metric.score:
+    if metric.score and not scored.complete:
+        base = split.base_scores(metric)
+        assert base is not None
+        # The original's mean over all rows is known; only the difference has to be estimated.
+        difference, stderr = split.draw.estimate(scored.scores[metric.name] - base[scored.rows])
+        value = float(base.mean()) + difference
+    elif metric.score:
         scores = scored.scores[metric.name]
         value = float(scores.mean())
         stderr = float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
@@ -212,10 +221,10 @@ def _forward(split: Split, run: Run, rows: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def _growing_blocks(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """128 rows, 128, then half as many as were seen: few looks, and at most half of the work too many."""
+    """128 rows at a time, later a quarter of those seen: few looks, and at most a quarter of the work too many."""
     first = 0
     while first < len(order):
-        size = max(FIRST_BLOCK, first // 2)
+        size = max(FIRST_BLOCK, first // 4)
         yield order[first : first + size]
         first += size
 

@@ -93,15 +93,16 @@ def judge_drop(allowance: Allowance, drop: Interval, samples: int, split: str) -
     return _verdict(allowance, drop, decision, worst - limit, samples, split, rule)
 
 
-def judge_early(allowance: Allowance, decision: Decision, aim: float, seen: Scores, alpha: float) -> Verdict:
-    """The verdict of a test that ended after the rows `seen` (drops, shape [n]): the drop over all rows is on its side of `aim` with
-    confidence 1 - alpha. Nothing is claimed about the other side, whose bound is the estimate itself."""
-    met, mean = decision == "met", float(seen.mean())
-    # Rows that came after the decision, in the same block, may have moved the mean past the aim.
-    lower, upper = (mean, max(aim, mean)) if met else (min(aim, mean), mean)
-    violation = min(mean, aim) - allowance.allowed if met else max(mean - allowance.allowed, 1e-9)
-    bounds = Interval(value=mean, lower=lower, upper=upper, confidence=1 - alpha)
-    return _verdict(allowance, bounds, decision, violation, len(seen), "validation", "anytime-valid test")
+def judge_early(allowance: Allowance, decision: Decision, aim: float, drop: float, samples: int, alpha: float) -> Verdict:
+    """The verdict of a test that ended after `samples` rows, where the drop over all rows is estimated as `drop`: it lies on its
+    side of `aim` with confidence 1 - alpha. Nothing is claimed about the other side, whose bound is the estimate itself; about
+    neither where the test is undecided because another constraint was decided first."""
+    lower, upper = min(aim, drop) if decision == "missed" else drop, max(aim, drop) if decision == "met" else drop
+    over = drop - allowance.allowed
+    # Chance may have put the estimate on the other side of the aim than the verdict.
+    violation = min(over, aim - allowance.allowed) if decision == "met" else max(over, 1e-9) if decision == "missed" else over
+    bounds = Interval(value=drop, lower=lower, upper=upper, confidence=1 - alpha)
+    return _verdict(allowance, bounds, decision, violation, samples, "validation", "anytime-valid test")
 
 
 def judge_cost(constraint: Constraint, measurements: Mapping[str, Measurement]) -> Verdict:

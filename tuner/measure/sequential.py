@@ -1,7 +1,8 @@
 """A test that may be looked at after every sample: is the mean of a finite population above a threshold or not?
 
 Rows are scored in random order without replacement, so the question is what ALL rows would say, and the doubt vanishes as
-they are used up (Waudby-Smith and Ramdas, arXiv:2006.04347 and arXiv:2010.09686, section 5 on sampling without replacement).
+they are used up (Waudby-Smith and Ramdas, arXiv:2006.04347 and arXiv:2010.09686, on betting when sampling without replacement).
+Rows may be drawn with unequal probabilities (Shekhar et al., 2023, arXiv:2305.06884, on weighted sampling without replacement).
 """
 
 from __future__ import annotations
@@ -26,30 +27,36 @@ class BettingCapital:
     """Capital of a gambler who starts with 1 and bets that the mean of the population is above `threshold`.
 
     While the mean is `threshold` the capital is a martingale, below it a supermartingale: by Ville's inequality it ever reaches
-    1/alpha with probability at most alpha. It is the average over the bets g in BETS of Π (1 - g_t + g_t (x_t - low)/(m_t - low)),
-    where m_t = (N m - Σ_{i<t} x_i) / (N - t + 1) is the mean of what is left if the mean of all is m. The bets grow by
-    N / (N - t + 1), as the distance of m_t from the truth does; both are known before x_t is drawn."""
+    1/alpha with probability at most alpha. It is the average over the bets g in BETS of Π (1 + g_t (f_t x_t - m_t) / (m_t - F_t low)).
+    Here f_t = 1 / (N q_t) for a row drawn with probability q_t from the rest, F_t is the largest that f_t could have been, and
+    m_t = m - Σ_{i<t} x_i / N is the mean of f_t x_t if the mean of all is m. With equal weights f_t = (N - t + 1) / N, which gives the
+    test of arXiv:2010.09686. The bets grow by N / (N - t + 1), as the distance of m_t from the truth does. All of it is known
+    before x_t is drawn."""
 
-    def __init__(self, population: int, threshold: float, low: float, high: float) -> None:
-        self._population = population
+    def __init__(self, weights: NDArray[np.float64], threshold: float, low: float, high: float) -> None:
+        """weights: of all rows in the order they are drawn, shape [population]."""
+        self._population = N = len(weights)
         self._threshold = threshold
         self._low = low
         self._tolerance = CERTAIN * (high - low)
+        left = np.cumsum(weights[::-1])[::-1]
+        self._f = left / (N * weights)
+        self._largest_f = left / (N * np.minimum.accumulate(weights[::-1])[::-1])
+        self._growth_of_bets = N / (N - np.arange(N))
         self._seen = 0
         self._sum = 0.0
         self._log_wealth = np.log(PRIOR)
 
     def update(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """values: shape [block], at least one. Returns the logarithm of the capital after each of them, shape [block]."""
-        N = self._population
-        left = N - self._seen - np.arange(values.size)
+        block = slice(self._seen, self._seen + values.size)
         sums = self._sum + np.cumsum(values)
-        m = (N * self._threshold - np.concatenate(([self._sum], sums[:-1]))) / left
-        room = m - self._low
+        m = self._threshold - np.concatenate(([self._sum], sums[:-1])) / self._population
+        room = m - self._largest_f[block] * self._low
         # Without room everything left must equal `low` under the hypothesis: nothing can be won or lost by betting.
-        possible = room > self._tolerance
-        growth = np.where(possible, (values - m) / np.where(possible, room, 1.0), 0.0)
-        g = np.minimum(BETS[:, None] * (N / left), LARGEST_BET)
+        possible = room > self._tolerance * self._largest_f[block]
+        growth = np.where(possible, (self._f[block] * values - m) / np.where(possible, room, 1.0), 0.0)
+        g = np.minimum(BETS[:, None] * self._growth_of_bets[block], LARGEST_BET)
         log_wealth = self._log_wealth[:, None] + np.cumsum(np.log1p(g * growth), axis=1)
         self._seen += values.size
         self._sum = float(sums[-1])
@@ -63,9 +70,14 @@ class SequentialTest:
     is at most `threshold` ("met"; a tie is met) or above it ("missed").
 
     Either wrong verdict has probability at most `alpha`, however often and whenever it is looked at. Verdicts that what is left
-    cannot change, and those after the last value, are exact. The first verdict stays. JobError where an argument is impossible."""
+    cannot change, and those after the last value, are exact. The first verdict stays. JobError where an argument is impossible.
 
-    def __init__(self, population: int, threshold: float, low: float, high: float, alpha: float) -> None:
+    weights: shape [population], in the order of drawing, where each row was drawn with probability proportional to its weight;
+    left out: all alike."""
+
+    def __init__(
+        self, population: int, threshold: float, low: float, high: float, alpha: float, weights: NDArray[np.float64] | None = None
+    ) -> None:
         if population < 1 or not low < high or not 0 < alpha < 1:
             raise JobError(
                 "a sequential test needs population >= 1, low < high and alpha between 0 and 1, got "
@@ -73,8 +85,9 @@ class SequentialTest:
             )
         self._population, self._threshold, self._low, self._high = population, threshold, low, high
         self._log_bar = math.log(1 / alpha)
-        self._above = BettingCapital(population, threshold, low, high)
-        self._below = BettingCapital(population, -threshold, -high, -low)
+        weights = np.ones(population) if weights is None else weights
+        self._above = BettingCapital(weights, threshold, low, high)
+        self._below = BettingCapital(weights, -threshold, -high, -low)
         self._sum = 0.0
         self.seen = 0
         self.decision: Decision = "undecided"

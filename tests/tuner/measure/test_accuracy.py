@@ -61,8 +61,8 @@ def test_scores_are_those_of_a_plain_evaluation_in_the_splits_order(tmp_path: Pa
     assert found.complete
     assert sorted(found.rows) == list(range(ROWS))
     assert not np.array_equal(found.rows, np.arange(ROWS))
-    np.testing.assert_array_equal(found.rows, split.order)
-    np.testing.assert_array_equal(found.scores["top1"], hits[split.order])
+    np.testing.assert_array_equal(found.rows, split.draw.rows)
+    np.testing.assert_array_equal(found.scores["top1"], hits[split.draw.rows])
     measured = measure(METRICS["top1"], found, split, 1.5, "here")
     assert measured.value == pytest.approx(hits.mean())
     assert (measured.samples, measured.seconds, measured.target) == (ROWS, 1.5, "here")
@@ -75,7 +75,7 @@ def test_a_metric_of_whole_splits_keeps_the_outputs(tmp_path: Path) -> None:
     found = score(split, candidate, [METRICS["macro_f1"], METRICS["top1"]])
     outputs = data["x"] @ candidate.weight
     assert found.outputs is not None
-    np.testing.assert_allclose(found.outputs, outputs[split.order], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.outputs, outputs[split.draw.rows], rtol=1e-4, atol=1e-4)
     assert measure(METRICS["macro_f1"], found, split, 0.0, "").value == pytest.approx(METRICS["macro_f1"].value(outputs, data["labels"]))
 
 
@@ -103,7 +103,7 @@ def test_clear_candidates_are_decided_early_and_rightly(tmp_path: Path, noise: f
     assert (drop <= max_drop) == (decision == "met")
     assert not found.complete
     assert len(found.rows) < 2000
-    np.testing.assert_array_equal(found.rows, split.order[: len(found.rows)])
+    np.testing.assert_array_equal(found.rows, split.draw.rows[: len(found.rows)])
     np.testing.assert_array_equal(found.scores["top1"], whole.scores["top1"][: len(found.rows)])
 
 
@@ -166,7 +166,7 @@ def test_the_originals_outputs_are_computed_once(tmp_path: Path) -> None:
 
     again = make_split(tmp_path, 100, never)
     np.testing.assert_allclose(again.reference, arrays(100)["x"] @ WEIGHT, rtol=1e-5)
-    np.testing.assert_array_equal(again.order, make_split(tmp_path, 100, never).order)
+    np.testing.assert_array_equal(again.draw.rows, make_split(tmp_path, 100, never).draw.rows)
 
 
 def test_half_written_outputs_are_never_taken_for_whole(tmp_path: Path) -> None:

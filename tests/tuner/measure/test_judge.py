@@ -140,11 +140,11 @@ def test_equal_rows_leave_doubt_only_for_a_sample() -> None:
 def test_an_early_verdict_is_about_the_aim() -> None:
     allowed = allowance(Constraint(metric="top1", max_drop=0.1), "higher", 0.8)
     seen = np.array([0.0] * 95 + [1.0] * 5)
-    met = judge_early(allowed, "met", 0.08, seen, 0.05)
+    met = judge_early(allowed, "met", 0.08, float(seen.mean()), len(seen), 0.05)
     assert (met.decision, met.drop, met.upper, met.confidence, met.samples) == ("met", 0.05, 0.08, 0.95, 100)
     assert met.lower == met.drop, 'nothing is claimed about the side that was not tested'
     assert met.violation == pytest.approx(-0.05)
-    missed = judge_early(allowed, "missed", 0.08, np.ones(100), 0.05)
+    missed = judge_early(allowed, "missed", 0.08, 1.0, 100, 0.05)
     assert (missed.decision, missed.drop, missed.lower, missed.upper) == ("missed", 1.0, 0.08, 1.0)
     assert missed.violation == pytest.approx(0.9)
 
@@ -154,7 +154,7 @@ def test_an_early_verdict_is_about_the_aim() -> None:
 def test_an_early_verdict_is_feasible_exactly_where_it_is_met(decision: str, hits: int) -> None:
     """Also where the rows seen happen to lie on the other side of the aim than the verdict."""
     allowed = allowance(Constraint(metric="top1", max_drop=0.03, relative=True), "higher", 0.5)
-    verdict = judge_early(allowed, decision, 0.01, np.repeat([1.0, 0.0], [hits, 100 - hits]), 0.05)  # type: ignore[arg-type]
+    verdict = judge_early(allowed, decision, 0.01, hits / 100, 100, 0.05)  # type: ignore[arg-type]
     assert (verdict.violation <= 0) == (decision == "met")
     assert verdict.lower <= verdict.drop <= verdict.upper
 

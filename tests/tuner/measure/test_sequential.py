@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tuner.errors import DataError, JobError
+from tuner.measure.order import draw_order
 from tuner.measure.sequential import BettingCapital, SequentialTest
 from tuner.measure.statistics import paired_proportions_bound
 from tuner.results import Decision
@@ -28,7 +29,7 @@ def mean_capital(values: list[float], threshold: float) -> NDArray[np.float64]:
     orders = list(itertools.permutations(values))
     capital = np.zeros(len(values))
     for order in orders:
-        capital += np.exp(BettingCapital(len(values), threshold, -1.0, 1.0).update(np.array(order)))
+        capital += np.exp(BettingCapital(np.ones(len(values)), threshold, -1.0, 1.0).update(np.array(order)))
     return capital / len(orders)
 
 
@@ -49,8 +50,8 @@ def test_capital_falls_below_and_grows_above_the_threshold(name: str) -> None:
 
 def test_blocks_do_not_change_the_capital() -> None:
     values = np.random.default_rng(0).uniform(-1, 1, 200)
-    whole = BettingCapital(250, 0.05, -1.0, 1.0).update(values)
-    parts = BettingCapital(250, 0.05, -1.0, 1.0)
+    whole = BettingCapital(np.ones(250), 0.05, -1.0, 1.0).update(values)
+    parts = BettingCapital(np.ones(250), 0.05, -1.0, 1.0)
     pieces = np.concatenate([parts.update(piece) for piece in np.split(values, [1, 2, 50, 51, 160])])
     np.testing.assert_allclose(pieces, whole, rtol=1e-10, atol=1e-12)
 
@@ -155,7 +156,7 @@ def test_a_verdict_stays() -> None:
 def test_a_crossing_inside_a_block_counts() -> None:
     """Capital that peaks in the middle of a block and is lost again at its end has still proved the point."""
     values = np.concatenate([np.ones(20), -np.ones(60)])
-    log_capital = BettingCapital(400, 0.01, -1.0, 1.0).update(values)
+    log_capital = BettingCapital(np.ones(400), 0.01, -1.0, 1.0).update(values)
     assert log_capital.max() > math.log(20) > log_capital[-1]
     assert SequentialTest(400, 0.01, -1.0, 1.0, 0.05).update(values) == "missed"
 
@@ -202,3 +203,52 @@ def test_impossible_input_is_refused() -> None:
         test.update(np.array([np.nan]))
     with pytest.raises(DataError, match=r"a population of 10 values was announced, got 11\. Draw without replacement"):
         test.update(np.zeros(11))
+
+
+@pytest.mark.parametrize("threshold", [0.25, 0.5])
+def test_weighted_capital_is_a_martingale_at_the_true_mean(threshold: float) -> None:
+    """The expected capital over every order of drawing, each with its probability, is 1 at the mean and at most 1 above it."""
+    values, weights = np.array([1.0, 0.0, -1.0, 1.0, 0.0]), np.array([5.0, 1.0, 2.0, 1.0, 3.0])
+    at_mean = above = 0.0
+    for order in itertools.permutations(range(5)):
+        drawn = weights[list(order)]
+        probability = float(np.prod(drawn / np.cumsum(drawn[::-1])[::-1]))
+        at_mean += probability * float(np.exp(BettingCapital(drawn, values.mean(), -1.0, 1.0).update(values[list(order)])[2]))
+        above += probability * float(np.exp(BettingCapital(drawn, threshold, -1.0, 1.0).update(values[list(order)])[2]))
+    assert at_mean == pytest.approx(1.0, abs=1e-9)
+    assert above < 1.0
+
+
+def _weighted_verdicts(values: np.ndarray, weights: np.ndarray, threshold: float, runs: int) -> list[tuple[str, int]]:
+    found = []
+    for seed in range(runs):
+        draw = draw_order(weights, seed)
+        test = SequentialTest(len(values), threshold, -1.0, 1.0, 0.05, draw.weights)
+        for first in range(0, len(values), 50):
+            if test.update(values[draw.rows[first : first + 50]]) != "undecided":
+                break
+        found.append((test.decision, test.seen))
+    return found
+
+
+def _flips_of_narrow_rows(lost: int, gained: int) -> tuple[np.ndarray, np.ndarray]:
+    """3,000 rows of which the first 300 are those that may flip, as their weights say."""
+    values, weights = np.zeros(3000), np.ones(3000)
+    values[:lost], values[lost : lost + gained] = 1.0, -1.0
+    weights[:300] = 8.0
+    return values, weights
+
+
+@pytest.mark.parametrize(("lost", "wrong"), [(57, "met"), (55, "missed")])
+def test_weighted_drawing_keeps_the_error_rate(lost: int, wrong: str) -> None:
+    """One row on either side of the threshold: wrong verdicts stay within alpha (and 2.6 standard errors of 300 runs)."""
+    values, weights = _flips_of_narrow_rows(lost, 30)
+    verdicts = [verdict for verdict, _ in _weighted_verdicts(values, weights, 26 / 3000, 300)]
+    assert verdicts.count(wrong) / 300 <= 0.05 + 2.6 * (0.05 * 0.95 / 300) ** 0.5
+
+
+def test_weighted_drawing_needs_fewer_rows_where_the_weights_are_right() -> None:
+    values, weights = _flips_of_narrow_rows(45, 35)
+    weighted = np.mean([seen for _, seen in _weighted_verdicts(values, weights, 26 / 3000, 40)])
+    alike = np.mean([seen for _, seen in _weighted_verdicts(values, np.ones(3000), 26 / 3000, 40)])
+    assert weighted < 0.75 * alike
