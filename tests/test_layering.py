@@ -17,7 +17,7 @@ PACKAGES = ("search_spaces", "tuner", "server")
 
 # `a.b.*` means the package a.b with everything below it, `a.b` that module alone.
 BASE = {"search_spaces.*", "tuner.errors", "tuner.registry"}
-WORDS = BASE | {"tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
+WORDS = BASE | {"tuner.files", "tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
 PARTS = WORDS | {"tuner.model.*", "tuner.data.*"}
 EVALUATION = PARTS | {"tuner.compress.*", "tuner.measure.*", "tuner.evaluator"}
 OUTPUT = WORDS | {"tuner.report", "tuner.report.*", "tuner.export"}
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner": WORDS | {"tuner.api"},
     "tuner.errors": set(),
     "tuner.registry": {"tuner.errors"},
+    "tuner.files": {"tuner.errors"},
     "tuner.plan": BASE,
     "tuner.job": BASE,
     "tuner.results": BASE | {"tuner.plan"},

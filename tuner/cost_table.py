@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from search_spaces.schemes import FLOAT, Frozen, QuantScheme
 from search_spaces.space import LayerChoices
 from tuner.compress.quantization.placement import OPERATOR_PREFIX, links
+from tuner.errors import StorageError
 from tuner.evaluator import Evaluator
+from tuner.files import write_text
 from tuner.measure.profile import attribute_times, kernel_times
 from tuner.measure.runtime import Session, environment
 from tuner.plan import QUANTIZE, CompressionPlan, LayerQuant, Step, digest_of
@@ -46,7 +49,8 @@ def latency_table(evaluator: Evaluator) -> LatencyTable:
         by_kind = LatencyTable.model_validate_json(path.read_text())
     else:
         by_kind = _measure(evaluator, kinds)
-        write_whole(path, by_kind.model_dump_json())
+        with suppress(StorageError):  # A home that cannot be written costs the next job a measurement, not this one its life.
+            write_text(path, by_kind.model_dump_json())
     options = {
         layer.name: {o: by_kind.options[layer.name][_kind(o)] for o in layer.options if _kind(o) in by_kind.options[layer.name]}
         for layer in evaluator.space.layers
@@ -58,14 +62,6 @@ def cost_cache() -> Path:
     """Where tables are kept between jobs: ACCUTUNE_CACHE, else the user's cache folder."""
     root = os.environ.get("ACCUTUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "accutune")
     return Path(root) / "costs"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write under another name and rename: a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _measure(evaluator: Evaluator, kinds: list[str]) -> LatencyTable:

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 
 from tuner.errors import writing
+from tuner.files import write_text
 from tuner.job import JobSpec
 from tuner.plan import AppliedPlan
 from tuner.report import render_report
@@ -64,18 +65,6 @@ def write_results(
     write_text(folder / "report.html", render_report(job, result, trials, sensitivity, layers))
     # Last, because who finds it takes the job for finished.
     write_text(folder / "result.json", result.model_dump_json(indent=2))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one. StorageError with the way out where the disk refuses."""
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> str:

@@ -17,9 +17,10 @@ from tuner.compress.quantization.affine import dequantize, quantize, weight_scal
 from tuner.compress.quantization.placement import OPERATOR_PREFIX
 from tuner.compress.quantization.qdq import weight_axis
 from tuner.compress.quantization.ranges import expected_error
-from tuner.cost_table import latency_table, write_whole
+from tuner.cost_table import latency_table
 from tuner.errors import DataError
 from tuner.evaluator import Evaluator, first_output
+from tuner.files import write_text
 from tuner.measure.accuracy import run_rows
 from tuner.measure.divergence import divergence
 from tuner.measure.runtime import Session
@@ -56,7 +57,7 @@ def survey(evaluator: Evaluator, progress: Progress = lambda _done, _total: None
         macs=evaluator.macs,
         params=evaluator.model.parameters,
     )
-    write_whole(path, found.model_dump_json())
+    write_text(path, found.model_dump_json())
     return found
 
 

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import csv
-import errno
 from pathlib import Path
 
-import pytest
 from fake_executor import measured
 
-from tuner.errors import StorageError
-from tuner.export import TrialTable, write_text
+from tuner.export import TrialTable
 from tuner.results import Interval, TrialFailure, TrialResult, TrialState, Verdict
 
 VERDICT = Verdict(metric="top1", drop=0.01, lower=-0.02, upper=0.03, confidence=0.95, decision="met", violation=-0.01, samples=128)
@@ -65,22 +62,3 @@ def test_known_trials_are_written_anew_so_that_a_cut_row_is_whole(tmp_path: Path
     table = TrialTable(path, ["top1"], [trial(0), trial(1)])
     table.append(trial(2))
     assert [row["number"] for row in rows_of(path)] == ["0", "1", "2"]
-
-
-def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "deep" / "result.json"
-    write_text(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr("tuner.export.os.fsync", full)
-    with pytest.raises(StorageError, match=r"writing result\.json failed: No space left on device .* Free some space"):
-        write_text(path, "new")
-    assert path.read_text() == "old"
-
-
-def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match=r"writing job\.json failed: .* Choose another folder"):
-        write_text(tmp_path / "file" / "job.json", "{}")
