@@ -24,6 +24,8 @@ from tuner.plan import QUANTIZE, CompressionPlan, LayerQuant, Step, digest_of
 VERSION = 4
 """Part of the key under which tables are kept: a table measured in another way is measured again."""
 LEAST_BORDER_NS = 0.2
+PRECISE = (1.0, 15, 0.01)
+"""Seconds, blocks and precision of timing: a trial may be off by a little, the table that all trials are chosen by should not."""
 
 
 class LatencyTable(Frozen):
@@ -88,11 +90,11 @@ class _Whole:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.float_ms = evaluator.time(evaluator.timed_baseline).baseline_ms
+        self.float_ms = evaluator.time(evaluator.timed_baseline, *PRECISE).baseline_ms
 
     def of(self, model: bytes) -> float:
         candidate = Session(model, self.evaluator.job.target.threads)
-        return self.float_ms / self.evaluator.time(candidate).ratio.value
+        return self.float_ms / self.evaluator.time(candidate, *PRECISE).ratio.value
 
 
 def _borders(

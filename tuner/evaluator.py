@@ -251,7 +251,7 @@ class Evaluator:
         slow = sorted(layer for name in left for layer in weights[name])
         return session, [f"{layer}: the runtime runs it in float ({applied.layers[layer].scheme})" for layer in slow]
 
-    def time(self, candidate: Session, seconds: float = 0.5, least_blocks: int = 9, precision: float = 0.03) -> Latency:
+    def time(self, candidate: Session, seconds: float = 0.25, least_blocks: int = 7, precision: float = 0.03) -> Latency:
         """The target's latency of the original and of a candidate, in turn, with nothing else of ours running."""
         with alone():
             return compare_latency(

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows has no flock; there, latency is measured without the lock.
     fcntl = None  # type: ignore[assignment]
 
-BLOCK_SECONDS = 0.006
+BLOCK_SECONDS = 0.004
 WARM_UP_BLOCKS = 2
 
 
