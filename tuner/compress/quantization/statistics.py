@@ -136,6 +136,8 @@ class TensorStatistics:
         scaled = block * np.float32(math.ldexp(1.0, _LOG2_BINS - self.exponent))
         # floor, not a shifted truncation: it commutes with halving, so that growing the limit stays exact.
         bins = np.floor(scaled, out=scaled).astype(np.int64)
+        if self.exponent > _LOG2_BINS:  # Scaling down may underflow; a negative number must stay on its side of zero.
+            bins[(bins == 0) & (block < 0)] = -1
         bins += BINS
         self.histogram += np.bincount(bins, minlength=2 * BINS)
         self.histogram[BINS] -= zeros

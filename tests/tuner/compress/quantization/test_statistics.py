@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -49,6 +49,7 @@ def test_the_histogram_is_numpys_over_a_power_of_two() -> None:
     assert (edges[0], edges[-1]) == (x.min(), x.max())
 
 
+@example(batches=[[-1.4e-45], [1e9]], split=1)
 @given(batches=st.lists(BATCH, min_size=1, max_size=5), split=st.integers(0, 5))
 @settings(max_examples=200, deadline=None)
 def test_neither_batches_nor_order_nor_merging_change_the_counts(batches: list[list[float]], split: int) -> None:
