@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
+from server.commands import BAD_INPUT, FAILED, MET, MISSED, remote, serve
 from server.console import amount, change, err, print_table, say, show_result, tell
 from tuner import __version__
 from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, UnknownName, writing
 from tuner.job import DataRef, Target, job_id, load_job
-from tuner.plan import AppliedPlan
-
-MET, FAILED, BAD_INPUT, MISSED = 0, 1, 2, 3
+from tuner.plan import load_plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,33 +87,30 @@ def run(
 @app.command()
 def inspect(model: ModelFile, as_json: AsJson = False) -> None:
     """Show a model's inputs, outputs and layers: parameters, MACs, shapes, and what can be quantized."""
-    from search_spaces.capability import load_target
-    from tuner.compress.fusion import prepare
-    from tuner.compress.quantization.placement import candidates
+    from tuner.facts import layers_of
     from tuner.model.graph import Model
-    from tuner.model.layers import layer_table, total_macs
+    from tuner.model.layers import total_macs
 
     loaded = Model.load(model)
-    prepared = prepare(loaded)
-    layers = layer_table(prepared)
-    able = {candidate.name for candidate in candidates(prepared, load_target("onnxruntime-cpu"))}
+    found = layers_of(loaded)
+    macs = total_macs([layer for layer, _ in found])
     if as_json:
         import json
         from dataclasses import asdict
 
-        rows = [asdict(layer) | {"quantizable": layer.name in able} for layer in layers]
+        rows = [asdict(layer) | {"quantizable": able} for layer, able in found]
         tensors = {"inputs": [asdict(i) for i in loaded.inputs], "outputs": [asdict(o) for o in loaded.outputs]}
         facts = {"sha256": loaded.sha256, "opset": loaded.opset, "parameters": loaded.parameters, "size_bytes": loaded.size_bytes}
-        sys.stdout.write(json.dumps(facts | tensors | {"macs": total_macs(layers), "layers": rows}, indent=2) + "\n")
+        sys.stdout.write(json.dumps(facts | tensors | {"macs": macs, "layers": rows}, indent=2) + "\n")
         return
     say(f"{model}: opset {loaded.opset}, {loaded.size_bytes / 1e6:.2f} MB, SHA-256 {loaded.sha256[:16]}…")
-    say(f"{loaded.parameters:,} parameters, {total_macs(layers):,} MACs a row (dynamic dimensions counted as 1)")
+    say(f"{loaded.parameters:,} parameters, {macs:,} MACs a row (dynamic dimensions counted as 1)")
     for title, tensors_ in (("input", loaded.inputs), ("output", loaded.outputs)):
         for tensor in tensors_:
             shape = ", ".join("?" if dim is None else str(dim) for dim in tensor.shape)
             say(f"{title} {tensor.name}: {tensor.dtype} [{shape}]")
-    yes = dict.fromkeys(able, "yes")
-    rows_ = [(x.name, x.op, _shape(x.weight_shape), _shape(x.output_shape), x.params, x.macs, yes.get(x.name, "no")) for x in layers]
+    shapes = ((layer, _shape(layer.weight_shape), _shape(layer.output_shape), "yes" if able else "no") for layer, able in found)
+    rows_ = [(layer.name, layer.op, weight, output, layer.params, layer.macs, able) for layer, weight, output, able in shapes]
     print_table(("layer", "operator", "weight", "output", "parameters", "MACs", "quantizable"), rows_)
 
 
@@ -151,19 +147,10 @@ def apply(
     output: Annotated[Path, typer.Option("-o", help="Where the compressed model goes.", show_default=False)],
 ) -> None:
     """Apply a plan to the original model again, without data: the same bytes as before."""
-    from pydantic import ValidationError
-
     from tuner.compress.pipeline import replay
     from tuner.model.graph import Model
 
-    try:
-        applied = AppliedPlan.model_validate_json(plan.read_bytes())
-    except OSError as error:
-        raise JobError(f"the plan {plan} cannot be read ({error.strerror}); give the best.plan.json of a finished job") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise JobError(f"the plan {plan} is no best.plan.json: {where}: {first['msg']}, got {str(first['input'])[:60]!r}") from error
+    applied = load_plan(plan)
     data = replay(Model.load(model), applied)
     with writing(output):
         output.write_bytes(data)
@@ -241,6 +228,10 @@ def doctor() -> None:
         mark = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}[check.status]
         say(f"{mark} {check.name}: {check.answer}")
     raise typer.Exit(FAILED if problems else MET)
+
+
+remote.register(app)
+serve.register(app)
 
 
 def _row_range(text: str | None) -> tuple[int, int] | None:

@@ -15,7 +15,9 @@ from rich.text import Text
 from tuner.job import JobSpec
 from tuner.progress import PHASES, Event
 from tuner.report.wording import NBSP, duration, number, quantity, ratio_words, speedup_words
-from tuner.results import Interval, JobResult, Measurement, Preflight, TrialResult
+from tuner.results import Interval, JobResult, Measurement, Preflight
+from tuner.store import utc_now
+from tuner.wire import JobEvent, TrialSummary, summarize
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -34,13 +36,13 @@ def tell(line: str) -> None:
 
 
 class ProgressView:
-    """Shows a job's events: a live table on a terminal, one plain line per step elsewhere."""
+    """Shows a job's events, its own or those that a server tells: a live table on a terminal, one plain line per step elsewhere."""
 
     def __init__(self, job: JobSpec, console: Console = err) -> None:
         self.job, self.console = job, console
         self._phase = ""
-        self._recent: list[TrialResult] = []
-        self._best: TrialResult | None = None
+        self._recent: list[TrialSummary] = []
+        self._best: TrialSummary | None = None
         name, left = TextColumn("{task.description:<12}"), TextColumn("{task.fields[eta]}")
         self._bar = Progress(name, BarColumn(bar_width=30), MofNCompleteColumn(), left)
         self._task = self._bar.add_task("prepare", total=None, eta="")
@@ -56,15 +58,22 @@ class ProgressView:
         if self._live:
             self._live.stop()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event | JobEvent) -> None:
+        if isinstance(event, JobEvent):
+            self._show(event)
+            return
         if event.preflight is not None:
             for line in opening(self.job, event.preflight):
                 self.console.print(line, markup=False, soft_wrap=True)
+        self._show(told(event))
+
+    def _show(self, event: JobEvent) -> None:
         if self._live is None:
             self._plain(event)
             return
         eta = f"about {_plain(duration(event.seconds_left))} left" if event.seconds_left else ""
-        self._bar.update(self._task, description=event.phase, completed=event.done, total=event.total or None, eta=eta)
+        step = event.phase or (event.state.value if event.state else self._bar.tasks[0].description)
+        self._bar.update(self._task, description=step, completed=event.done, total=event.total or None, eta=eta)
         if event.trial is not None and event.phase == "search":
             self._recent = [*self._recent, event.trial][-RECENT:]
         self._best = event.best or self._best
@@ -74,24 +83,45 @@ class ProgressView:
         for name in ("trial", "state", "drop", "speed-up", "size"):
             table.add_column(name, justify="left" if name == "state" else "right")
         for trial in self._recent:
-            table.add_row(*map(Text, _cells(trial)))
-        best = [Text(f"best so far: {_one_line(self._best)}")] if self._best else []
+            table.add_row(*map(Text, trial_cells(trial)))
+        best = [Text(f"best so far: {one_line(self._best)}")] if self._best else []
         steps = " → ".join(f"[bold]{name}[/bold]" if name == self._bar.tasks[0].description else name for name in PHASES)
         return Group(Text.from_markup(steps), self._bar, table, *best)
 
-    def _plain(self, event: Event) -> None:
-        if event.phase != self._phase:
+    def _plain(self, event: JobEvent) -> None:
+        before = f"[{event.seconds:7.1f} s]"
+        if event.state is not None:
+            self._line(f"job {event.state.value}")
+        if event.phase is not None and event.phase != self._phase:
             self._phase = event.phase
-            self.console.print(f"[{event.seconds:7.1f} s] {event.phase}", markup=False, soft_wrap=True)
+            self._line(f"{before} {event.phase}")
         if event.trial is None or event.phase != "search":
             if event.message:
-                self.console.print(f"[{event.seconds:7.1f} s] {event.phase}: {event.message}", markup=False, soft_wrap=True)
+                self._line(f"{before} {event.phase or 'job'}: {event.message}")
             return
         left = f", about {_plain(duration(event.seconds_left))} left" if event.seconds_left else ""
-        best = f"; best {_one_line(event.best)}" if event.best else ""
-        self.console.print(
-            f"[{event.seconds:7.1f} s] trial {event.done}/{event.total}: {_one_line(event.trial)}{best}{left}", markup=False, soft_wrap=True
-        )
+        best = f"; best {one_line(event.best)}" if event.best else ""
+        self._line(f"{before} trial {event.done}/{event.total}: {one_line(event.trial)}{best}{left}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def told(event: Event) -> JobEvent:
+    """An event of a job in this process in the form in which a server tells it."""
+    return JobEvent(
+        seq=0,
+        at=utc_now(),
+        kind="trial" if event.trial else "progress",
+        phase=event.phase,
+        message=event.message,
+        done=event.done,
+        total=event.total,
+        seconds=event.seconds,
+        seconds_left=event.seconds_left,
+        trial=summarize(event.trial) if event.trial else None,
+        best=summarize(event.best) if event.best else None,
+    )
 
 
 def opening(job: JobSpec, ready: Preflight) -> list[str]:
@@ -99,9 +129,8 @@ def opening(job: JobSpec, ready: Preflight) -> list[str]:
     layers = sum(1 for layer in ready.space.layers)
     rows = ", ".join(f"{count:,} {role}" for role, count in ready.rows.items() if count)
     values = ", ".join(f"{m.metric} {m.value:.4g}" for name, m in ready.baseline.measurements.items() if name in ready.metrics)
-    goal = " and ".join(constraint.sentence() for constraint in job.constraints)
     lines = [
-        f"Looking for the best {' and '.join(job.objectives)} on {job.target.name}, where {goal}.",
+        goal(job),
         f"Baseline on validation: {values}. Rows: {rows}.",
         f"Space {ready.space.name}: {layers} layers, about 10^{len(str(ready.space.size)) - 1} plans. "
         f"At most {job.budget.trials} trials in {_plain(duration(job.budget.seconds))}.",
@@ -109,8 +138,14 @@ def opening(job: JobSpec, ready: Preflight) -> list[str]:
     return lines + [f"Note: {note}." for note in ready.notes]
 
 
-def show_result(result: JobResult, folder: str) -> None:
-    """The story of a finished job."""
+def goal(job: JobSpec) -> str:
+    """What a job is after, in one sentence."""
+    wanted = " and ".join(constraint.sentence() for constraint in job.constraints)
+    return f"Looking for the best {' and '.join(job.objectives)} on {job.target.name}, where {wanted}."
+
+
+def show_result(result: JobResult, folder: str | None = None) -> None:
+    """The story of a finished job. folder: where its files are, if they are here."""
     say(result.summary)
     table = Table(box=None, pad_edge=False)
     for name in ("", "original", "best", ""):
@@ -124,7 +159,8 @@ def show_result(result: JobResult, folder: str) -> None:
     for line in (*result.blame, *(f"try: {tip}" for tip in result.advice)):
         say(line)
     say(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.")
-    say(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)")
+    if folder is not None:
+        say(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -164,24 +200,25 @@ def _plain(text: str) -> str:
     return text.replace(NBSP, " ")
 
 
-def _one_line(trial: TrialResult | None) -> str:
+def one_line(trial: TrialSummary | None) -> str:
+    """A trial in a few words."""
     if trial is None:
         return "none"
-    number, state, drop, speed, size = _cells(trial)
+    number, state, drop, speed, size = trial_cells(trial)
     return ", ".join(part for part in (f"#{number} {state}", drop and f"drop {drop}", speed, size) if part)
 
 
-def _cells(trial: TrialResult) -> list[str]:
+def trial_cells(trial: TrialSummary) -> list[str]:
+    """Number, state, drop, speed-up and size; empty where they are not known."""
     if trial.error is not None:
         return [str(trial.number), f"failed in {trial.error.step}: {trial.error.message[:60]}", "", "", ""]
-    verdict = trial.verdicts[0] if trial.verdicts else None
-    size = trial.measurements.get("size_bytes")
+    size = trial.values.get("size_bytes")
     return [
         str(trial.number),
-        (verdict.decision if verdict else trial.state.value) + (f" after {verdict.samples} rows" if verdict else ""),
-        f"{verdict.drop:.4f}" if verdict else "",
-        f"{trial.speedup.value:.2f}×" if trial.speedup else "",
-        amount(size) if size else "",
+        f"{trial.decision} after {trial.samples} rows" if trial.decision else trial.state.value,
+        "" if trial.drop is None else f"{trial.drop:.4f}",
+        "" if trial.speedup is None else f"{trial.speedup:.2f}×",
+        "" if size is None else _plain(quantity("size_bytes", size)),
     ]
 
 
@@ -191,4 +228,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-

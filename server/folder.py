@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server.console import ProgressView, tell
-from server.store.sql import SqlTrialStore, sqlite_url
+from server.store import SqlTrialStore, sqlite_url
 from tuner.conclude import run_job
 from tuner.errors import JobCancelled, JobError, writing
 from tuner.executor import LocalExecutor

@@ -9,3 +9,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="accutune-tests-")
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["ACCUTUNE_CACHE"] = _CACHE.name
+
+from postgres import postgres_server, postgres_url  # noqa: E402
+
+__all__ = ["postgres_server", "postgres_url"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -57,6 +58,13 @@ class FakeCalls:
 
     def allocate(self, gigabytes: float) -> int:
         return len(bytearray(int(gigabytes * 2**30)))
+
+    def limits(self) -> dict[str, int]:
+        return {"file": resource.getrlimit(resource.RLIMIT_FSIZE)[0], "core": resource.getrlimit(resource.RLIMIT_CORE)[0]}
+
+    def enlarge(self, size: int) -> None:
+        with (self.cache / "large").open("wb") as file:
+            file.truncate(size)
 
     def fail(self, message: str) -> None:
         raise ZeroDivisionError(message)

@@ -8,6 +8,7 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,10 @@ def test_every_result_field_is_named() -> None:
     assert {state.value for state in FINISHED} <= named
 
 
+SHARED = ("--url", "--key")
+"""Options of all commands against a server, which are described once."""
+
+
 def commands() -> dict[str, list[str]]:
     """{command: its options, spelled in full where there are two spellings}."""
     group = typer.main.get_command(cli.app)
@@ -164,10 +169,13 @@ def commands() -> dict[str, list[str]]:
 
 def test_every_command_and_option_is_listed() -> None:
     listed: dict[str, str] = {}
-    for row in tables(section("Command line"), "command")[0]:
+    for row in chain(*tables(section("Command line"), "command")):
         name = names(row[0])[0].split()[1]
         listed[name] = listed.get(name, "") + " ".join(row)
     assert list(listed) == list(commands())
+    for option in SHARED:
+        listed = {name: f"{text} {option}" for name, text in listed.items()}
+        assert f"`{option}`" in section("Against a server")
     missing = [f"{name} {option}" for name, options in commands().items() for option in options if f"{option}" not in listed[name]]
     assert missing == []
 
@@ -191,7 +199,7 @@ def sources() -> Iterator[str]:
 
 
 def test_every_environment_variable_is_named() -> None:
-    read = {name for text in sources() for name in re.findall(r"environ[^\n]*\"(ACCUTUNE_[A-Z]+)\"", text)}
+    read = {name for text in sources() for name in re.findall(r"env(?:iron|var)[^\n]*\"(ACCUTUNE_[A-Z]+)\"", text)}
     assert read == set(re.findall(r"ACCUTUNE_[A-Z]+", GUIDE))
 
 
@@ -222,6 +230,9 @@ def test_python_calls_fit_the_interface() -> None:
         assert [keyword.arg for call in calls for keyword in call.keywords if keyword.arg not in parameters] == []
         used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tuned"}
         assert used <= attributes
+    methods = re.findall(r"`client\.(\w+)\(", section("Python"))
+    assert len(methods) >= 10
+    assert [name for name in methods if not hasattr(tuner.Client, name)] == []
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

@@ -17,13 +17,14 @@ PACKAGES = ("search_spaces", "tuner", "server")
 
 # `a.b.*` means the package a.b with everything below it, `a.b` that module alone.
 BASE = {"search_spaces.*", "tuner.errors", "tuner.registry"}
-WORDS = BASE | {"tuner.files", "tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
+WORDS = BASE | {"tuner.files", "tuner.kinds", "tuner.limits", "tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
 PARTS = WORDS | {"tuner.model.*", "tuner.data.*"}
 EVALUATION = PARTS | {"tuner.compress.*", "tuner.measure.*", "tuner.evaluator"}
 OUTPUT = WORDS | {"tuner.report", "tuner.report.*", "tuner.export"}
 # What stands above the worker calls it through the executor and never computes itself; of preflight it takes the check of names.
 ANSWERS = {"tuner.executor", "tuner.preflight"}
 LOOP = OUTPUT | ANSWERS | {"tuner.search.*", "tuner.store", "tuner.study", "tuner.verdict"}
+KEEPING = {"tuner.wire", "server.settings", "server.store.*", "server.artifacts"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces": set(),
@@ -32,15 +33,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces.capability": {"search_spaces.domains", "search_spaces.schemes"},
     "search_spaces.space": {"search_spaces.domains", "search_spaces.schemes", "search_spaces.capability"},
     "search_spaces.presets": {"search_spaces.domains", "search_spaces.schemes", "search_spaces.capability", "search_spaces.space"},
-    "tuner": WORDS | {"tuner.api"},
+    "tuner": WORDS | {"tuner.api", "tuner.client"},
     "tuner.errors": set(),
     "tuner.registry": {"tuner.errors"},
     "tuner.files": {"tuner.errors"},
+    "tuner.kinds": set(),
+    "tuner.limits": set(),
     "tuner.plan": BASE,
     "tuner.job": BASE,
     "tuner.results": BASE | {"tuner.plan"},
     "tuner.progress": BASE | {"tuner.results"},
     "tuner.store": WORDS,
+    "tuner.wire": WORDS | {"tuner.store"},
+    "tuner.transport": WORDS | {"tuner.wire"},
+    "tuner.transfer": WORDS | {"tuner.transport"},
+    "tuner.client": WORDS | {"tuner.store", "tuner.wire", "tuner.transport", "tuner.transfer"},
+    "tuner.facts": EVALUATION | {"tuner.wire"},
+    "tuner.gate": EVALUATION | {"tuner.preflight", "tuner.wire", "tuner.worker", "tuner.facts"},
     "tuner.model.*": WORDS,
     "tuner.data.*": WORDS,
     "tuner.compress.*": PARTS,
@@ -60,17 +69,31 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.report.wording": WORDS,
     "tuner.report.figures": WORDS | {"tuner.report.charts", "tuner.report.wording"},
     "tuner.report.page": WORDS | {"tuner.report.charts", "tuner.report.wording", "tuner.report.figures"},
-    "tuner.export": OUTPUT,
+    "tuner.export": OUTPUT | {"tuner.wire"},
     "tuner.verdict": WORDS,
     "tuner.study": LOOP,
     "tuner.conclude": LOOP | {"tuner.measure.runtime"},
     "tuner.api": LOOP | PARTS | {"tuner.conclude"},
     "tuner.demo": LOOP | PARTS | {"tuner.conclude", "tuner.api"},
     "server": set(),
-    "server.store.*": WORDS | {"tuner.store"},
+    "server.settings": WORDS,
+    "server.store.*": WORDS | {"tuner.store", "tuner.wire"},
+    "server.places": WORDS,
+    "server.artifacts": WORDS | {"server.places"},
+    "server.auth": WORDS | {"tuner.store", "tuner.wire", "server.store.*"},
+    "server.gate": WORDS | {"tuner.executor", "tuner.wire"},
+    "server.inputs": WORDS | {"tuner.wire", "server.store.*", "server.artifacts"},
+    "server.runner": LOOP | KEEPING | {"tuner.conclude", "tuner.worker", "server.inputs"},
+    "server.scheduler": WORDS | {"tuner.store", "tuner.wire", "server.settings", "server.store.*"},
+    "server.metrics": WORDS | {"tuner", "tuner.wire", "tuner.store", "server.store.*"},
+    "server.logs": WORDS,
+    "server.api.*": KEEPING | {"search_spaces.*", "tuner.*"} | {f"server.{name}" for name in ("auth", "gate", "inputs", "metrics", "logs")},
+    "server.service": {"tuner.*", "server.*"},
+    "server.app": {"search_spaces.*", "tuner.*", "server.*"},
     "server.console": {"search_spaces.*", "tuner.*"},
     "server.folder": {"tuner.*", "server.console", "server.store.*"},
     "server.cli": {"search_spaces.*", "tuner.*", "server.*"},
+    "server.commands.*": {"search_spaces.*", "tuner.*", "server.*"},
 }
 
 # Libraries that are slow to import or that one part alone should know, and who may import them.
@@ -83,6 +106,13 @@ HEAVY: dict[str, set[str]] = {
     "scipy": {"tuner.*"},
     "sklearn": {"tuner.demo"},
     "sqlalchemy": {"server.store.*"},
+    "alembic": {"server.store.*"},
+    "fsspec": {"server.places"},
+    "fastapi": {"server.api.*", "server.app"},
+    "starlette": {"server.api.*", "server.app"},
+    "uvicorn": {"server.commands.*"},
+    "prometheus_client": {"server.metrics", "server.api.*"},
+    "httpx": {"tuner.client", "tuner.transport"},
     "torch": {"tuner.model.from_torch*", "tuner.model.torch_*", "tuner.data.metrics", "tuner.demo", "tuner.api"},
     "torchmetrics": {"tuner.data.metrics"},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -27,14 +27,15 @@ AS_GOOD = 0.03
 CANCEL_POLL_SECONDS = 0.5
 
 
-def run_job(study: Study) -> JobResult:
-    """Search, certify, write the folder. JobCancelled after a request to cancel or Ctrl-C, any other error as it came; in
-    either case the state is kept and the job can be resumed."""
+def run_job(study: Study, deliver: Callable[[JobResult], None] = lambda _: None) -> JobResult:
+    """Search, certify, write the folder, `deliver` it; only then has the job succeeded. JobCancelled after a request to cancel or
+    Ctrl-C, any other error as it came; in either case the state is kept and the job can be resumed."""
     study.open()
     try:
         with _cancelling(study):
             searched = study.search()
             result = conclude(study, searched)
+            deliver(result)
     except (KeyboardInterrupt, JobCancelled):
         study.executor.cancel()
         study.save_clock(JobState.CANCELLED)

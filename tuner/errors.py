@@ -7,6 +7,7 @@
     │   ├── ModelError              the model file
     │   ├── DataError               a data file, its rows, shapes, dtypes or labels
     │   ├── PlanError               a plan that does not fit the model it is applied to
+    │   ├── WrongKind               a file of another kind than is wanted there: HTTP 415
     │   └── StorageError            a folder that cannot be written, a disk that is full
     ├── TrialError                  one trial broke; recorded in its row, the search goes on
     └── JobCancelled                the user asked to stop; the state is kept
@@ -57,6 +58,10 @@ class PlanError(InputError):
     """A plan does not fit the model."""
 
 
+class WrongKind(InputError):
+    """A file is of another kind than is wanted; the message says what it is and what to give instead."""
+
+
 class StorageError(InputError):
     """A folder or disk cannot take what has to be written."""
 
@@ -84,8 +89,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 def disk_error(error: OSError, doing: str) -> StorageError:
     """An operating system's error while writing, as an error that says what to do."""
-    full = is_full(error)
-    way_out = "Free some space, then go on with --resume" if full else "Choose another folder, or change its permissions"
+    if error.errno == errno.EFBIG:
+        way_out = "The file would be larger than a process may write here; use fewer rows or a smaller model"
+    elif is_full(error):
+        way_out = "Free some space, then go on with --resume"
+    else:
+        way_out = "Choose another folder, or change its permissions"
     return StorageError(f"{doing} failed: {error.strerror or error} ({error.filename or 'no file named'}). {way_out}.")
 
 

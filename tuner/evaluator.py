@@ -29,6 +29,7 @@ from tuner.data.dataset import Dataset, InputInfo
 from tuner.data.metrics import Metric, resolve_metric
 from tuner.data.roles import Roles, open_roles
 from tuner.errors import JobError, StorageError, TrialError, disk_error, is_full
+from tuner.files import plan_file, write_text
 from tuner.job import COSTS, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, paired_drop, score
 from tuner.measure.footprint import compressed_size
@@ -210,12 +211,13 @@ class Evaluator:
         measure_latency: bool,
         full: bool = False,
     ) -> TrialResult:
-        """Compress, load, score on validation, and where every constraint is met so far, time.
+        """Compress, load, score on validation, and where every constraint is met so far, time. The applied plan is kept in the cache.
 
         aims: {metric: largest drop on the whole validation set that counts as met}. full: score every row. Whatever breaks is
         raised as TrialError with the step that broke; JobCancelled passes through."""
         timings: dict[str, float] = {}
         applied, data = self.build(plan, timings)
+        write_text(plan_file(self.cache, number), applied.model_dump_json())
         with step("session", timings):
             session, notes = self.open(applied, data)
         with step("accuracy", timings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import queue
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,10 @@ from tuner.job import JobSpec
 Progress = Callable[[int, int], None]
 LOG_LINES = 12
 LAST_MOMENT_SECONDS = 1.0
+FILE_GB = 64.0
+"""The largest file that a worker may write."""
+LONGEST_REPLY = 64 * 2**20
+"""Characters. A worker handles what others made; it must not fill its parent's memory."""
 
 
 class Executor(Protocol):
@@ -40,14 +45,18 @@ class Executor(Protocol):
 class LocalExecutor:
     """Child processes on this machine, as many as trials may run at once. They are started when first needed."""
 
-    def __init__(self, job: JobSpec, cache: Path, command: Sequence[str] = (sys.executable, "-m", "tuner.worker")) -> None:
-        self._settings = {"job": job.model_dump(mode="json"), "cache": str(cache), "memory_gb": job.budget.memory_gb}
+    def __init__(
+        self, job: JobSpec, cache: Path, command: Sequence[str] = (sys.executable, "-m", "tuner.worker"), file_gb: float = FILE_GB
+    ) -> None:
+        """file_gb: the largest file that a worker may write, in GiB."""
+        limits = {"memory_gb": job.budget.memory_gb, "file_gb": file_gb}
+        self._settings = {"job": job.model_dump(mode="json"), "cache": str(cache)} | limits
         self._command = tuple(command)
         with writing(f"the folder {cache}"):
             cache.mkdir(parents=True, exist_ok=True)
         self._cancelled = threading.Event()
-        self._all = [_Child(self._command, self._settings, cache / f"worker-{index}.log") for index in range(job.budget.parallel)]
-        self._free: queue.LifoQueue[_Child] = queue.LifoQueue()
+        self._all = [Child(self._command, self._settings, cache / f"worker-{index}.log") for index in range(job.budget.parallel)]
+        self._free: queue.LifoQueue[Child] = queue.LifoQueue()
         for child in reversed(self._all):
             self._free.put(child)
 
@@ -73,11 +82,13 @@ class LocalExecutor:
             child.end()
 
 
-class _Child:
-    """One worker process; started again on the next call after it died."""
+class Child:
+    """One worker process; started again on the next call after it died. It is handed `settings` first; what it prints goes to `log`.
 
-    def __init__(self, command: tuple[str, ...], settings: dict[str, Any], log: Path) -> None:
-        self._command, self._settings, self._log = command, settings, log
+    environment: its variables; left out: those of this process."""
+
+    def __init__(self, command: tuple[str, ...], settings: dict[str, Any], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self._command, self._settings, self._log, self._environment = command, settings, log, environment
         self._process: subprocess.Popen[str] | None = None
         self._log_start = 0
         self._lock = threading.Lock()
@@ -85,6 +96,7 @@ class _Child:
         self._busy = False
 
     def call(self, name: str, arguments: dict[str, Any], timeout: float, progress: Progress) -> Any:
+        """The call's result. Raises as `Executor.call` does."""
         process, timed_out = self._running(), threading.Event()
 
         def expire() -> None:
@@ -152,7 +164,13 @@ class _Child:
         with self._log.open("a") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                env=self._environment,
             )
         with suppress(BrokenPipeError):
             self._send(self._process, self._settings)
@@ -172,8 +190,8 @@ class _Child:
     @staticmethod
     def _reply(process: subprocess.Popen[str], progress: Progress) -> Any:
         assert process.stdout is not None
-        for line in process.stdout:
-            message = json.loads(line)
+        while line := process.stdout.readline(LONGEST_REPLY):
+            message = json.loads(line)  # A line that was cut off breaks here, and so ends the process.
             if "progress" in message:
                 progress(*message["progress"])
             elif "input_error" in message:
@@ -199,6 +217,6 @@ class _Child:
 def _input_error(type: str, message: str, field: str | None) -> InputError:
     """The error as it was raised in the worker."""
     found = getattr(errors, type, InputError)
-    if not issubclass(found, InputError) or found is errors.UnknownName:
+    if not (isinstance(found, builtins.type) and issubclass(found, InputError)) or found is errors.UnknownName:
         found = errors.JobError
     return found(message, field=field)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and where those lie that two parts must find."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+
+
+def plan_file(cache: Path, number: int) -> Path:
+    """Where a trial's applied plan lies in its job's cache, from which its model can be made again."""
+    return cache / "plans" / f"{number}.json"

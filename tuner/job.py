@@ -6,6 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ COSTS = ("latency", "size", "compressed_size", "macs", "params", "peak_memory")
 
 COST_METRICS = ("latency_ms", "size_bytes", "compressed_size_bytes", "macs", "params", "peak_memory_bytes")
 """What a constraint may limit beside the job's metrics."""
+
+MOST_COMPLAINTS = 50
+"""What is wrong with a job is told up to so many times: nobody reads more, and a hostile one could ask for millions."""
 
 
 class DataRef(Frozen):
@@ -167,9 +171,15 @@ def parse_job(raw: dict[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(raw)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-        items = [item for item in found if not _follows(item, found)]
-        raise JobError("; ".join(map(_problem, items)), field=_where(items[0])) from error
+        found = complaints(error)
+        raise JobError("; ".join(sentence for _, sentence in found), field=found[0][0]) from error
+
+
+def complaints(error: ValidationError) -> list[tuple[str, str]]:
+    """(field, sentence) of each thing that is wrong with a job, in the order of the job; of very many the first."""
+    found = error.errors(include_url=False, include_context=False)
+    own = (item for item in found if not _follows(item, found))
+    return [(_where(item), _problem(item)) for item in islice(own, MOST_COMPLAINTS)]
 
 
 def _follows(item: Any, found: Sequence[Any]) -> bool:
@@ -235,6 +245,7 @@ __all__ = [
     "InputError",
     "JobSpec",
     "Target",
+    "complaints",
     "load_job",
     "parse_job",
 ]

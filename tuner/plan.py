@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from search_spaces.domains import Scalar
 from search_spaces.schemes import FLOAT, Dtype, Frozen
+from tuner.errors import JobError
 
 QUANTIZE = "quantize"
 
@@ -92,6 +94,18 @@ class AppliedPlan(Frozen):
     notes: tuple[str, ...] = ()
     result_sha256: str = ""
     """SHA-256 of the file that applying this plan gives."""
+
+
+def load_plan(path: Path) -> AppliedPlan:
+    """Read a best.plan.json. JobError for a file that cannot be read or is none."""
+    try:
+        return AppliedPlan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise JobError(f"the plan {path} cannot be read ({error.strerror}); give the best.plan.json of a finished job") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise JobError(f"the plan {path} is no best.plan.json: {where}: {first['msg']}, got {str(first['input'])[:60]!r}") from error
 
 
 def digest_of(value: Any) -> str:

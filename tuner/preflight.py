@@ -12,7 +12,7 @@ from scipy.stats import norm
 from search_spaces.capability import known_targets
 from search_spaces.presets import preset_names
 from tuner.data.dataset import check_labels
-from tuner.data.metrics import METRICS, Metric, check_classes, degenerate
+from tuner.data.metrics import METRICS, Metric, check_classes, check_pairs, degenerate
 from tuner.errors import DataError, JobError, UnknownName
 from tuner.evaluator import Evaluator, first_output
 from tuner.job import COST_METRICS, COSTS, Constraint, JobSpec
@@ -55,16 +55,10 @@ def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambd
     """Run every check that needs the model and the data. Raises the InputError that says what is wrong.
 
     Scores the original on the validation rows on the way (kept on disk for all trials)."""
-    job = evaluator.job
     _check_unchanged(evaluator)
-    space, roles = evaluator.space, evaluator.roles
-    notes = [*roles.notes]
-    processor = evaluator.target.processor(processor_features())
-    notes += [f"processor: {processor.warning}"] if processor.warning else []
-    _check_repeatable(evaluator)
+    notes = check_fit(evaluator)
+    job, roles = evaluator.job, evaluator.roles
     outputs = evaluator.validation.reference
-    for metric in evaluator.metrics:
-        _check_metric(evaluator, metric)
     progress(1, 1)
     scored = baseline_scored(evaluator.validation, evaluator.metrics)
     measurements = {m.name: measure(m, scored, evaluator.validation, 0.0, job.target.name) for m in evaluator.metrics}
@@ -77,7 +71,7 @@ def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambd
         allowed[metric.name] = min(limit.allowed, allowed.get(metric.name, limit.allowed))
     notes += _sample_notes(evaluator)
     return Preflight(
-        space=space,
+        space=evaluator.space,
         baseline=Baseline(measurements=measurements | evaluator.costs(evaluator.model.data)),
         metrics=tuple(metric.name for metric in evaluator.metrics),
         allowed=allowed,
@@ -89,6 +83,19 @@ def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambd
         },
         notes=tuple(notes),
     )
+
+
+def check_fit(evaluator: Evaluator) -> list[str]:
+    """Every check that needs the model and the data, but not the original's outputs for more than a few rows. Raises the InputError
+    that says what is wrong; gives what was decided for the user, and warnings."""
+    evaluator.space  # noqa: B018 (refuses a model without layers to compress, before the data are read)
+    notes = [*evaluator.roles.notes]
+    processor = evaluator.target.processor(processor_features())
+    notes += [f"processor: {processor.warning}"] if processor.warning else []
+    outputs, labels = _check_repeatable(evaluator)
+    for metric in evaluator.metrics:
+        _check_metric(evaluator, metric, outputs, labels)
+    return notes
 
 
 def search_aims(evaluator: Evaluator, discordance: float) -> dict[str, float]:
@@ -140,8 +147,9 @@ def _check_unchanged(evaluator: Evaluator) -> None:
             )
 
 
-def _check_repeatable(evaluator: Evaluator) -> None:
-    """The original must give the same outputs twice, else no drop can be told from chance."""
+def _check_repeatable(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray | None]:
+    """The original must give the same outputs twice, else no drop can be told from chance. Its outputs for the first validation rows,
+    and their labels."""
     data = evaluator.roles.validation
     rows = np.arange(min(REPEAT_ROWS, len(data)) if evaluator.fixed_batch is None else evaluator.fixed_batch) % len(data)
     run = first_output(evaluator.baseline)
@@ -158,15 +166,18 @@ def _check_repeatable(evaluator: Evaluator) -> None:
             f"the original model gives different outputs for the same rows (by up to {worst:.3g}), so no drop can be measured; "
             "export it in evaluation mode, without random operators"
         )
+    return first, data.labels(rows)
 
 
-def _check_metric(evaluator: Evaluator, metric: Metric) -> None:
-    """Outputs and labels fit the metric, on the validation rows and on the holdout."""
-    outputs = np.asarray(evaluator.validation.reference[:256])
-    classes = check_classes(metric, outputs, _labels(evaluator, len(outputs)))
+def _check_metric(evaluator: Evaluator, metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> None:
+    """Outputs of some rows and all labels fit the metric, on the validation rows and on the holdout; its constraints can be met."""
+    classes = check_classes(metric, outputs, labels)
     if classes is not None:
         check_labels(evaluator.roles.validation, classes)
         check_labels(evaluator.roles.holdout, classes)
+    check_pairs(metric, outputs, labels)
+    if not np.isfinite(outputs).all():
+        raise DataError(f"the baseline says nothing: {degenerate(metric, 0.0, outputs, labels)}", field="metrics")
     for constraint in evaluator.constraints:
         if constraint.metric == metric.name:
             _check_reachable(constraint, metric)

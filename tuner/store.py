@@ -17,7 +17,7 @@ from pydantic import AfterValidator, AwareDatetime, ValidationError
 from search_spaces.schemes import Frozen
 from tuner.errors import JobError, StorageError, TrialError
 from tuner.job import JobSpec
-from tuner.results import TrialResult
+from tuner.results import TrialResult, TrialState
 
 Value = TypeVar("Value", bound=Frozen)
 Clock = Callable[[], datetime]
@@ -42,9 +42,10 @@ ALLOWED: dict[JobState, tuple[JobState, ...]] = {
     # Running again is how a job at work, or one taken up after a kill, records the seconds spent.
     JobState.RUNNING: (JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.INTERRUPTED),
     JobState.SUCCEEDED: (),
-    JobState.FAILED: (JobState.RUNNING,),
-    JobState.CANCELLED: (JobState.RUNNING,),
-    JobState.INTERRUPTED: (JobState.RUNNING, JobState.CANCELLED),
+    # A service queues what is to be resumed; the command line runs it at once.
+    JobState.FAILED: (JobState.QUEUED, JobState.RUNNING),
+    JobState.CANCELLED: (JobState.QUEUED, JobState.RUNNING),
+    JobState.INTERRUPTED: (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED, JobState.FAILED),
 }
 
 
@@ -73,7 +74,8 @@ class TrialStore(Protocol):
         """Every job, the newest last."""
 
     def set_job_state(self, job_id: str, state: JobState, *, seconds: float | None = None) -> None:
-        """Move a job along `ALLOWED`; JobError for any other move. Resuming drops a request to cancel: it was answered."""
+        """Move a job along `ALLOWED`; JobError for any other move. Resuming drops a request to cancel: it was answered.
+        Trials still running when the job stops running become queued: they wait to be run again."""
 
     def request_cancel(self, job_id: str) -> None:
         """Ask the job to stop; whoever runs it looks at `cancel_requested`."""
@@ -130,6 +132,8 @@ class InMemoryTrialStore:
                 raise forbidden_move(job_id, record.state, state)
             spent = record.seconds if seconds is None else seconds
             self._change(record, state=state, seconds=spent, cancel_requested=record.cancel_requested and record.state not in RESUMABLE)
+            if state != JobState.RUNNING:
+                self._queue_running(job_id)
 
     def request_cancel(self, job_id: str) -> None:
         with self._lock:
@@ -158,6 +162,12 @@ class InMemoryTrialStore:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _queue_running(self, job_id: str) -> None:
+        for number, text in self._trials[job_id].items():
+            trial = TrialResult.model_validate_json(text)
+            if trial.state == TrialState.RUNNING:
+                self._trials[job_id][number] = trial.model_copy(update={"state": TrialState.QUEUED}).model_dump_json()
 
     def _change(self, record: JobRecord, **changes: Any) -> None:
         self._jobs[record.job_id] = JobRecord.model_validate(dict(record) | changes | {"updated": self._now()})

@@ -162,9 +162,9 @@ class _Loop:
         timed = [trial for trial in finished if trial.speedup is not None]
         self.timed = {kernels_of(problem.space, trial.assignment): trial for trial in reversed(timed)}
         self.running: dict[Future[TrialResult], TrialResult] = {}
-        unfinished = (trial for trial in study.store.trials(study.job_id) if trial.state == TrialState.RUNNING)
-        self.again = list(unfinished)
-        """Trials that were running when the last run of this job was killed."""
+        unfinished = (trial for trial in study.store.trials(study.job_id) if trial.state in (TrialState.RUNNING, TrialState.QUEUED))
+        self.again = [trial.model_copy(update={"state": TrialState.RUNNING}) for trial in unfinished]
+        """Trials that were running when the last run of this job ended."""
         self.attempt = max((trial.attempt for trial in [*finished, *self.again]), default=-1) + 1
         self.exhausted = False
 

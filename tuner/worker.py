@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +19,7 @@ from tuner.certify import certify
 from tuner.errors import InputError, TrialError, disk_error, is_full
 from tuner.evaluator import Evaluator
 from tuner.job import JobSpec
+from tuner.limits import end_with_parent, limit_files, limit_memory
 from tuner.plan import CompressionPlan
 from tuner.preflight import preflight, search_aims
 from tuner.results import Assignment
@@ -28,7 +27,6 @@ from tuner.survey import survey
 
 Send = Callable[[dict[str, Any]], None]
 Call = Callable[..., Any]
-WATCH_SECONDS = 0.5
 
 
 class Calls:
@@ -88,32 +86,11 @@ def _broken(error: Exception, step: str) -> dict[str, Any]:
 
 def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
     plan = arguments.get("plan")
-    return arguments if plan is None else arguments | {"plan": TypeAdapter(CompressionPlan).validate_python(plan)}
+    return arguments if not isinstance(plan, dict) else arguments | {"plan": TypeAdapter(CompressionPlan).validate_python(plan)}
 
 
-def limit_memory(gigabytes: float) -> None:
-    """Let this process add at most so much address space to what it has now; asking for more then raises MemoryError."""
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-def end_with_parent() -> None:
-    """Leave when the parent is gone, also in the middle of a long computation."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main() -> None:
-    """Entry point of `python -m tuner.worker`: requests on standard input, replies on what was standard output."""
+def talk(start: Callable[[dict[str, Any], Callable[[int, int], None]], Any]) -> None:
+    """Serve as a child process: requests on standard input, replies on what was standard output, until the parent is gone."""
     end_with_parent()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -122,12 +99,19 @@ def main() -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
+    serve(start, sys.stdin, send)
+
+
+def main() -> None:
+    """Entry point of `python -m tuner.worker`."""
+
     def start(settings: dict[str, Any], progress: Callable[[int, int], None]) -> Calls:
-        if settings.get("memory_gb"):
+        limit_files(settings["file_gb"])
+        if settings["memory_gb"]:
             limit_memory(settings["memory_gb"])
         return Calls(JobSpec.model_validate(settings["job"]), Path(settings["cache"]), progress)
 
-    serve(start, sys.stdin, send)
+    talk(start)
 
 
 if __name__ == "__main__":

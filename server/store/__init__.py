@@ -1,5 +1,6 @@
-"""Jobs and trials in a database. Only this package imports SQLAlchemy."""
+"""Jobs, trials, files, keys and events in a database. Only this package imports SQLAlchemy."""
 
-from server.store.sql import SqlTrialStore, sqlite_url
+from server.store.database import sqlite_url
+from server.store.trials import SqlTrialStore
 
 __all__ = ["SqlTrialStore", "sqlite_url"]

@@ -17,7 +17,7 @@ from server.store import SqlTrialStore, sqlite_url
 from tuner.errors import JobError, TrialError
 from tuner.job import Budget, Constraint, DataRef, DataSpec, JobSpec
 from tuner.results import Interval, Measurement, TrialFailure, TrialResult, TrialState, Verdict
-from tuner.store import ALLOWED, InMemoryTrialStore, JobState, TrialStore
+from tuner.store import ALLOWED, RESUMABLE, InMemoryTrialStore, JobState, TrialStore
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=timezone(timedelta(hours=2)))
 SPEC = JobSpec(
@@ -46,11 +46,14 @@ class Ticking:
         return START + timedelta(seconds=self.looks)
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TrialStore]:
-    made: TrialStore = (
-        InMemoryTrialStore(Ticking()) if request.param == "memory" else SqlTrialStore(sqlite_url(tmp_path / "s.db"), Ticking())
-    )
+    made: TrialStore
+    if request.param == "memory":
+        made = InMemoryTrialStore(Ticking())
+    else:
+        url = sqlite_url(tmp_path / "s.db") if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+        made = SqlTrialStore(url, Ticking())
     made.create_job("j", SPEC)
     yield made
     made.close()
@@ -105,7 +108,7 @@ def test_a_job_moves_only_as_the_table_says(store: TrialStore, start: JobState, 
 def test_the_table_lets_stopped_jobs_go_on_and_finished_ones_rest() -> None:
     assert {state for state in JobState if JobState.RUNNING in ALLOWED[state]} == set(JobState) - {JobState.SUCCEEDED}
     assert ALLOWED[JobState.SUCCEEDED] == ()
-    assert all(JobState.QUEUED not in after for after in ALLOWED.values())
+    assert {state for state in JobState if JobState.QUEUED in ALLOWED[state]} == set(RESUMABLE)
 
 
 def test_a_forbidden_move_names_both_states_and_what_is_allowed(store: TrialStore) -> None:
@@ -172,6 +175,20 @@ def test_a_running_trial_is_replaced_by_its_finished_form(store: TrialStore) -> 
     store.save_trial("j", done)
     assert list(store.trials("j")) == [done]
     assert store.trial("j", 4) == done
+
+
+@pytest.mark.parametrize("end", [state for state in ALLOWED[JobState.RUNNING] if state != JobState.RUNNING])
+def test_trials_left_running_wait_to_be_run_again(store: TrialStore, end: JobState) -> None:
+    store.create_job("other", SPEC)
+    for job in ("j", "other"):
+        store.set_job_state(job, JobState.RUNNING)
+        store.save_trial(job, trial(0))
+        store.save_trial(job, trial(1, TrialState.RUNNING, notes=("größer",), attempt=3))
+    store.set_job_state("j", JobState.RUNNING, seconds=1.0)
+    assert store.trial("j", 1).state == TrialState.RUNNING
+    store.set_job_state("j", end)
+    assert list(store.trials("j")) == [trial(0), trial(1, TrialState.QUEUED, notes=("größer",), attempt=3)]
+    assert [t.state for t in store.trials("other")] == [TrialState.COMPLETE, TrialState.RUNNING]
 
 
 def test_jobs_do_not_see_each_others_trials(store: TrialStore) -> None:

@@ -18,7 +18,7 @@ from onnx import helper
 
 from search_spaces.presets import preset_names
 from server.cli import app, main
-from server.store.sql import SqlTrialStore, sqlite_url
+from server.store import SqlTrialStore, sqlite_url
 from tests.tiny_jobs import dense, dense_data, net, save_data, tiny_job
 from tuner import __version__
 from tuner.plan import AppliedPlan, CompressionPlan, Step, TensorQuant
@@ -343,7 +343,7 @@ def test_an_unforeseen_error_is_one_line_and_status_1(
     def broken(*_: object) -> None:
         raise kind("first line\nsecond line")
 
-    monkeypatch.setattr("tuner.model.layers.layer_table", broken)
+    monkeypatch.setattr("tuner.facts.layer_table", broken)
     expected = f"failed: {kind.__name__}: first line second line (set ACCUTUNE_DEBUG=1 for the traceback)\n"
     assert call("inspect", model) == Done(1, "", expected)
     monkeypatch.setenv("ACCUTUNE_DEBUG", "1")

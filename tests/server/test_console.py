@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from server.console import ProgressView, amount, change
+from tests.fake_service import events, trial
 from tests.tiny_jobs import tiny_job
 from tuner.progress import Event
 from tuner.results import Interval, Measurement, TrialFailure, TrialResult, TrialState
+from tuner.store import JobState
 
 BROKEN = TrialResult(
     number=7,
@@ -39,6 +43,29 @@ def test_without_a_terminal_each_trial_is_one_line(tmp_path: Path) -> None:
     assert shown(tmp_path, terminal=False).splitlines() == [
         "[    1.5 s] search",
         "[    1.5 s] trial 1/5: #7 failed in session: shape [/x] of [red] is odd",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_events_that_a_server_tells_are_shown_like_those_of_a_job_here(tmp_path: Path, terminal: bool) -> None:
+    text = StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120, color_system=None)
+    with ProgressView(tiny_job(tmp_path), console) as view:
+        first, *others = events(JobState.QUEUED, "[red]cast[/x]", trial(0))
+        view(first)
+        assert not terminal or view._bar.tasks[0].description == "queued"
+        for event in others:
+            view(event)
+    if terminal:
+        assert "best so far: #0 met after 600 rows, drop 0.0010, 1.50×, 2.00 KiB" in text.getvalue()
+        assert re.search(r"0 +met after 600 rows +0\.0010 +1\.50× +2\.00 KiB", text.getvalue())
+        return
+    words = "#0 met after 600 rows, drop 0.0010, 1.50×, 2.00 KiB"
+    assert text.getvalue().splitlines() == [
+        "job queued",
+        "[    2.0 s] job: [red]cast[/x]",
+        "[    3.0 s] search",
+        f"[    3.0 s] trial 1/5: {words}; best {words}",
     ]
 
 

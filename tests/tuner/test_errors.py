@@ -15,12 +15,13 @@ from tuner.errors import (
     StorageError,
     TrialError,
     UnknownName,
+    WrongKind,
     disk_error,
     unknown_name,
 )
 
 
-@pytest.mark.parametrize("kind", [JobError, ModelError, DataError, PlanError, StorageError])
+@pytest.mark.parametrize("kind", [JobError, ModelError, DataError, PlanError, StorageError, WrongKind])
 def test_what_the_user_gave_is_a_value_error_with_a_field(kind: type[InputError]) -> None:
     error = kind("text", field="data.file")
     assert isinstance(error, InputError) and isinstance(error, ValueError) and isinstance(error, AccutuneError)
@@ -52,6 +53,7 @@ def test_an_unknown_name_suggests_the_nearest_known(name: str, known: list[str],
     [
         (errno.ENOSPC, "Free some space, then go on with --resume."),
         (errno.EDQUOT, "Free some space, then go on with --resume."),
+        (errno.EFBIG, "The file would be larger than a process may write here; use fewer rows or a smaller model."),
         (errno.EACCES, "Choose another folder, or change its permissions."),
     ],
 )

@@ -12,7 +12,18 @@ from typing import Any
 import fake_calls
 import pytest
 
-from tuner.errors import AccutuneError, DataError, InputError, JobCancelled, JobError, ModelError, PlanError, StorageError, TrialError
+from tuner.errors import (
+    AccutuneError,
+    DataError,
+    InputError,
+    JobCancelled,
+    JobError,
+    ModelError,
+    PlanError,
+    StorageError,
+    TrialError,
+    WrongKind,
+)
 from tuner.executor import LocalExecutor
 from tuner.job import Budget, Constraint, DataRef, DataSpec, JobSpec
 
@@ -91,7 +102,7 @@ def test_an_error_of_a_trial_keeps_its_kind_and_step(executor: LocalExecutor) ->
     assert call(executor, "count")["pid"] == pid
 
 
-@pytest.mark.parametrize("kind", [JobError, ModelError, DataError, PlanError, StorageError, InputError])
+@pytest.mark.parametrize("kind", [JobError, ModelError, DataError, PlanError, StorageError, WrongKind, InputError])
 def test_input_errors_come_back_as_what_they_were(executor: LocalExecutor, kind: type[InputError]) -> None:
     with pytest.raises(kind, match=r"^it cannot be used$") as caught:
         call(executor, "refuse", kind=kind.__name__, field="data.validation")
@@ -160,6 +171,21 @@ def test_a_worker_over_its_memory_limit_says_so_and_lives_on(tmp_path: Path) -> 
         assert call(executor, "count")["pid"] == pid
     finally:
         executor.close()
+
+
+def test_a_worker_writes_no_core_dump_and_no_file_over_its_limit(tmp_path: Path) -> None:
+    executor = LocalExecutor(JOB, tmp_path, COMMAND, file_gb=0.25)
+    try:
+        assert call(executor, "limits") == {"file": 2**28, "core": 0}
+        call(executor, "enlarge", size=2**28)
+        with pytest.raises(StorageError, match=r"^enlarge failed: File too large"):
+            call(executor, "enlarge", size=2**28 + 1)
+    finally:
+        executor.close()
+
+
+def test_workers_may_write_64_gigabytes_unless_told_otherwise(executor: LocalExecutor) -> None:
+    assert call(executor, "limits")["file"] == 64 * 2**30
 
 
 def test_cancelling_ends_a_running_call_and_refuses_further_ones(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
 from fake_executor import measured
 
-from tuner.export import TrialTable
+from tuner.export import TrialTable, csv_text, unguarded
 from tuner.results import Interval, TrialFailure, TrialResult, TrialState, Verdict
 
 VERDICT = Verdict(metric="top1", drop=0.01, lower=-0.02, upper=0.03, confidence=0.95, decision="met", violation=-0.01, samples=128)
@@ -62,3 +63,14 @@ def test_known_trials_are_written_anew_so_that_a_cut_row_is_whole(tmp_path: Path
     table = TrialTable(path, ["top1"], [trial(0), trial(1)])
     table.append(trial(2))
     assert [row["number"] for row in rows_of(path)] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "'", "plain", "/conv1/Conv", ""])
+def test_no_text_is_a_formula_and_each_can_be_had_back(text: str) -> None:
+    (cell,) = next(csv.reader(csv_text([[text, -1.5]]).splitlines(keepends=True)))[:1]
+    assert not cell.startswith(("=", "+", "-", "@", "\t"))
+    assert unguarded(cell) == text
+
+
+def test_negative_numbers_stay_numbers() -> None:
+    assert csv_text([[-1.5, "-1.5"]]) == "-1.5,'-1.5\n"

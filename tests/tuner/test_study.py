@@ -168,6 +168,31 @@ def test_a_resumed_search_goes_on_with_the_seconds_that_were_spent(tmp_path: Pat
     assert made.seconds == 90.0
 
 
+@pytest.mark.parametrize("ended", [JobState.CANCELLED, JobState.INTERRUPTED, JobState.FAILED])
+def test_a_trial_that_was_queued_when_the_job_stopped_is_run_again(tmp_path: Path, ended: JobState) -> None:
+    job = make_job(budget=Budget(trials=6, seconds=1000))
+    store, states = InMemoryTrialStore(), []
+
+    def kill(name: str, arguments: dict[str, Any]) -> None:
+        if name == "evaluate" and arguments["number"] == 3:
+            raise JobCancelled("stop")
+
+    with pytest.raises(JobCancelled):
+        search(tmp_path, job, FakeExecutor(job, before=kill), store=store)
+    store.set_job_state("job", ended)
+    left = store.trial("job", 3)
+
+    def look(name: str, arguments: dict[str, Any]) -> None:
+        if name == "evaluate" and arguments["number"] == 3:
+            states.append(store.trial("job", 3).state)
+
+    again = FakeExecutor(job, before=look)
+    _, found = search(tmp_path, job, again, store=store)
+    assert (left.state, states, store.trial("job", 3).state) == (TrialState.QUEUED, [TrialState.RUNNING], TrialState.COMPLETE)
+    assert again.evaluated()[0] == left.assignment
+    assert [trial.number for trial in found.history] == list(range(6))
+
+
 def test_trials_that_will_not_run_again_do_not_stay_running(tmp_path: Path) -> None:
     job = make_job()
     store = InMemoryTrialStore()

@@ -186,6 +186,15 @@ def check_classes(metric: Metric, outputs: Array, labels: Array | None) -> int |
     return count
 
 
+def check_pairs(metric: Metric, outputs: Array, labels: Array | None) -> None:
+    """DataError where some rows' outputs and labels cannot be scored; for a metric of whole splits, which may need more rows than
+    these, only whether labels have the outputs' shape where they must."""
+    if metric.score is not None:
+        metric.per_sample(outputs, labels, outputs)
+    elif not metric.min_classes:
+        Rows(outputs, labels, outputs).pair()
+
+
 def degenerate(metric: Metric, value: float, outputs: Array, labels: Array | None = None) -> str | None:
     """Why the original's value says nothing that a drop could be measured from; None where it does."""
     wrong = "check the model, the preprocessing of the data and the order of the labels"

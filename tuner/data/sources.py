@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import math
 import os
 import shutil
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +30,14 @@ from tuner.errors import DataError, InputError, disk_error
 MAX_UNPACKED_BYTES = 256 << 30
 """The most that one file may unpack to."""
 
+HEADER_BYTES = 1 << 16
+"""Room for the longest header that numpy reads."""
+
 NUMBERS = "biuf"
 """The numpy kinds that a model can read: booleans, integers, floats."""
+
+
+_MAPPED: WeakValueDictionary[tuple[object, ...], NDArray[Any]] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,27 @@ class StoredArray:
 
     @cached_property
     def values(self) -> NDArray[Any]:
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F" if self.fortran else "C")
+        """Roles of one file share one map: maps count against a limit of address space."""
+        stat = self.path.stat()
+        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.offset, self.dtype.str, self.shape, self.fortran)
+        found = _MAPPED.get(key)
+        if found is None:
+            found = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F" if self.fortran else "C")
+            _MAPPED[key] = found
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredArray, (self.path, self.offset, self.dtype, self.shape, self.fortran)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the head of a .npy file says. `start`: where the values begin."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    start: int
 
 
 Sources = Mapping[str, Callable[[], StoredArray]]
@@ -68,8 +93,8 @@ def find_arrays(path: Path, cache: Path) -> Sources:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what readers raise for a damaged or unreadable file into a DataError."""
+def reading(path: Path | str) -> Iterator[None]:
+    """Turn what readers raise for a damaged or unreadable file, which messages call `path`, into a DataError."""
     try:
         yield
     except InputError:
@@ -81,13 +106,14 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _npy(path: Path) -> StoredArray:
-    with _reading(path), path.open("rb") as stream:
-        dtype, shape, fortran = _header(stream, path.name, path.stat().st_size)
-        return StoredArray(path, stream.tell(), dtype, shape, fortran)
+    with reading(path), path.open("rb") as stream:
+        head = read_header(stream, path.name, path.stat().st_size)
+    return StoredArray(path, head.start, head.dtype, head.shape, head.fortran)
 
 
-def _header(stream: Any, name: str, size: int) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    """dtype, shape and order from the head of a .npy stream of `size` bytes, refused before any value is read."""
+def read_header(stream: Any, name: str, size: int) -> Header:
+    """What the head of a .npy stream of `size` bytes says, judged before any value is read."""
+    stream = io.BytesIO(stream.read(HEADER_BYTES))  # A header may claim to be of any length.
     versions = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
     if version not in versions:
@@ -101,36 +127,43 @@ def _header(stream: Any, name: str, size: int) -> tuple[np.dtype[Any], tuple[int
         raise DataError(f"{name} has shape {list(shape)}; it must have at least one row and one value per row")
     if stream.tell() + math.prod(shape) * dtype.itemsize > size:
         raise DataError(f"{name} is truncated: its header declares {dtype} {list(shape)}, more than its {size} bytes. Write it again.")
-    return dtype, shape, fortran
+    return Header(dtype, shape, fortran, stream.tell())
 
 
 def _npz(path: Path, cache: Path) -> Sources:
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
-    _check_unpacked(path, sum(info.file_size for info in members.values() if info.compress_type != zipfile.ZIP_STORED))
+    check_unpacked(path, sum(info.file_size for info in members.values() if info.compress_type != zipfile.ZIP_STORED))
     return {name[: -len(".npy")]: partial(_member, path, info, cache) for name, info in members.items() if name.endswith(".npy")}
 
 
-def _check_unpacked(path: Path, size: int) -> None:
+def check_unpacked(path: Path, size: int) -> None:
     if size > MAX_UNPACKED_BYTES:
-        raise DataError(
-            f"{path.name} would unpack to {size >> 30} GiB, more than the {MAX_UNPACKED_BYTES >> 30} GiB allowed. "
-            "Use a folder of .npy files, which are read where they lie."
-        )
+        raise too_large(path.name, size, MAX_UNPACKED_BYTES, "Use a folder of .npy files, which are read where they lie.")
+
+
+def too_large(name: str, size: int, limit: int, remedy: str) -> DataError:
+    """The error for a file that would unpack to more than `limit` bytes."""
+    return DataError(f"{name} would unpack to {size >> 30} GiB, more than the {limit >> 30} GiB allowed. {remedy}")
+
+
+def member_header(path: Path, info: zipfile.ZipInfo, called: str) -> Header:
+    """The head of a member of an archive, which messages name by `called`; nothing but its first bytes is unpacked."""
+    name = f"'{info.filename}' in {called}"
+    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{name} is encrypted or packed in an unusual way; write it with np.savez or np.savez_compressed")
+    with zipfile.ZipFile(path) as archive, archive.open(info) as stream:
+        return read_header(stream, name, info.file_size)
 
 
 def _member(path: Path, info: zipfile.ZipInfo, cache: Path) -> StoredArray:
-    name = f"'{info.filename}' in {path.name}"
-    if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"{name} is encrypted or packed in an unusual way; write it with np.savez or np.savez_compressed")
-    with _reading(path), zipfile.ZipFile(path) as archive, archive.open(info) as stream:
-        dtype, shape, fortran = _header(stream, name, info.file_size)
-        start = stream.tell()
+    with reading(path):
+        head = member_header(path, info, path.name)
     if info.compress_type == zipfile.ZIP_STORED:
-        return StoredArray(path, _member_offset(path, info) + start, dtype, shape, fortran)
-    with _reading(path):
+        return StoredArray(path, _member_offset(path, info) + head.start, head.dtype, head.shape, head.fortran)
+    with reading(path):
         file = _keep(cache, path, (info.filename, info.CRC, info.file_size), partial(_inflate, path, info))
-    return StoredArray(file, start, dtype, shape, fortran)
+    return StoredArray(file, head.start, head.dtype, head.shape, head.fortran)
 
 
 def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -188,15 +221,15 @@ def _parquet(path: Path, cache: Path) -> Sources:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise DataError(f"reading {path.name} needs pyarrow; install it with: pip install 'accutune[parquet]'") from error
-    with _reading(path), parquet.ParquetFile(path) as file:
+    with reading(path), parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
         groups = (file.metadata.row_group(group) for group in range(file.metadata.num_row_groups))
-        _check_unpacked(path, sum(group.total_byte_size for group in groups))
+        check_unpacked(path, sum(group.total_byte_size for group in groups))
     return {name: partial(_column, path, name, cache) for name in names}
 
 
 def _column(path: Path, name: str, cache: Path) -> StoredArray:
-    with _reading(path):
+    with reading(path):
         return _npy(_keep(cache, path, (name,), partial(_write_column, path, name)))
 
 
@@ -207,21 +240,21 @@ def _write_column(path: Path, name: str, target: BinaryIO) -> None:
     where, seen, shape = f"column '{name}' in {path.name}", 0, None
     with parquet.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=256, columns=[name]):
-            values = _arrow_values(batch.column(0), where, seen)
+            values = arrow_values(batch.column(0), where, seen)
             if shape is None:
                 shape = values.shape[1:]
                 header = {"descr": values.dtype.str, "fortran_order": False, "shape": (file.metadata.num_rows, *shape)}
                 np.lib.format.write_array_header_1_0(target, header)
             if values.shape[1:] != shape:
                 raise DataError(f"{where} must hold lists of one length, got {list(shape)} and {list(values.shape[1:])}. Pad the rows.")
-            _check_unpacked(path, target.tell() + values.nbytes)
+            check_unpacked(path, target.tell() + values.nbytes)
             target.write(values.tobytes())
             seen += len(values)
     if shape is None:
         raise DataError(f"{where} has no rows; a split needs at least one")
 
 
-def _arrow_values(column: Any, where: str, first: int) -> NDArray[Any]:
+def arrow_values(column: Any, where: str, first: int) -> NDArray[Any]:
     """An arrow array of numbers or of (nested) lists of equal length as a numpy array [rows, …]."""
     import pyarrow
 
@@ -229,12 +262,12 @@ def _arrow_values(column: Any, where: str, first: int) -> NDArray[Any]:
         raise DataError(f"{where} must have a value in every row, got {column.null_count} nulls from row {first} on. Fill or drop them.")
     kinds = pyarrow.types
     if isinstance(column, pyarrow.ExtensionArray):
-        return _arrow_values(column.storage, where, first)
+        return arrow_values(column.storage, where, first)
     if kinds.is_list(column.type) or kinds.is_large_list(column.type) or kinds.is_fixed_size_list(column.type):
         lengths = column.value_lengths().to_numpy() if not kinds.is_fixed_size_list(column.type) else np.array([column.type.list_size])
         if lengths.min() != lengths.max():
             raise DataError(f"{where} must hold lists of one length, got {lengths.min()} and {lengths.max()}. Pad the rows.")
-        inner = _arrow_values(column.flatten(), where, first)
+        inner = arrow_values(column.flatten(), where, first)
         return inner.reshape(len(column), int(lengths[0]), *inner.shape[1:])
     if not (kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_boolean(column.type)):
         raise DataError(f"{where} holds {column.type}; only booleans, integers, floats and lists of them are read. Convert it.")

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from tuner.errors import ModelError
 from tuner.model.safety import check_safety, read_limited
+from tuner.model.shapes import inferred_shapes
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Model:
 
     def shapes(self, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int | None, ...]]:
         """Shape of every tensor that inference can tell, for concrete input shapes (None where a dimension stays unknown)."""
-        return _infer_shapes(self.proto, input_shapes)
+        return inferred_shapes(self.proto, input_shapes)
 
 
 def seal(proto: onnx.ModelProto) -> Model:
@@ -161,39 +162,3 @@ def name_nodes(graph: onnx.GraphProto) -> None:
                 name = f"{name}_{index}"
             node.name = name
         seen.add(node.name)
-
-
-def _infer_shapes(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int | None, ...]]:
-    skeleton = _without_big_weights(proto)
-    for value in skeleton.graph.input:
-        if value.name not in input_shapes:
-            continue
-        for dim, size in zip(value.type.tensor_type.shape.dim, input_shapes[value.name], strict=False):
-            dim.dim_value = size
-    del skeleton.graph.value_info[:]
-    for value in skeleton.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True).graph
-    found = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        if value.type.tensor_type.HasField("shape"):
-            found[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
-    return found
-
-
-def _without_big_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with weights turned into inputs, so that inference does not copy them; shape constants stay."""
-    skeleton = onnx.ModelProto(ir_version=proto.ir_version)
-    skeleton.opset_import.extend(proto.opset_import)
-    skeleton.functions.extend(proto.functions)
-    skeleton.graph.name = "shapes"
-    skeleton.graph.node.extend(proto.graph.node)
-    skeleton.graph.input.extend(proto.graph.input)
-    skeleton.graph.output.extend(proto.graph.output)
-    declared = {value.name for value in proto.graph.input}
-    for tensor in proto.graph.initializer:
-        if int(np.prod(tensor.dims)) <= 1024:
-            skeleton.graph.initializer.append(tensor)
-        elif tensor.name not in declared:
-            skeleton.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    return skeleton

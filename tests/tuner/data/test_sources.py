@@ -49,6 +49,14 @@ def test_stored_members_lie_where_they_are_and_deflated_ones_are_unpacked_once(t
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2 and unpacked.exists()
 
 
+def test_an_array_that_is_opened_twice_is_mapped_once(tmp_path: Path) -> None:
+    path = _write("stored.npz", tmp_path, np.ones((3, 2)))
+    one, other = _open(path), _open(path)
+    assert one.values is other.values
+    _write("stored.npz", tmp_path, np.full((4, 2), 5.0))
+    assert _open(path).values.tolist() == [[5.0, 5.0]] * 4
+
+
 def test_several_readers_at_once_unpack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write("deflated.npz", tmp_path, np.arange(6, dtype=np.float32).reshape(3, 2))
     inflate, calls, readers = sources._inflate, [], 4

@@ -1,0 +1,230 @@
+"""The process in which one job of the service runs: `python -m server.runner`, its errand on standard input.
+
+It writes only while it holds the job's lease, and it ends with the server that started it; whatever was finished is in the store
+by then, so that the job can be taken up by any server."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from search_spaces.schemes import Frozen
+from server.artifacts import Artifacts
+from server.inputs import resolve
+from server.store.database import Database, LeaseLost
+from server.store.files import FileStore
+from server.store.jobs import JobStore
+from server.store.trials import SqlTrialStore
+from tuner.conclude import run_job
+from tuner.errors import InputError, JobCancelled, StorageError, TrialError, writing
+from tuner.executor import LocalExecutor
+from tuner.files import plan_file, write_text
+from tuner.job import JobSpec
+from tuner.limits import end_with_parent
+from tuner.progress import Event, Phase
+from tuner.results import JobResult, TrialFailure, TrialResult
+from tuner.store import JobState, utc_now
+from tuner.study import Study
+from tuner.wire import ArtifactView, EventKind, JobEvent, JobProgress, summarize
+
+LOCK_SECONDS = 20.0
+PROGRESS_SECONDS = 0.5
+MEDIA_TYPES = {".onnx": "application/octet-stream", ".json": "application/json", ".csv": "text/csv", ".html": "text/html"}
+LOST = 75
+"""Exit status of a runner whose job another one has taken over."""
+
+
+class Errand(Frozen):
+    """What a runner has to know. It travels through a pipe: the database's URL may hold a password."""
+
+    database_url: SecretStr
+    artifacts_url: str
+    scratch: str
+    """Local folder of the artefact store's parts and downloads."""
+    jobs_folder: str
+    job_id: str
+    lease: str
+    parallel: int
+    memory_gb: float
+
+    def as_line(self) -> str:
+        plain = self.model_dump(mode="json") | {"database_url": self.database_url.get_secret_value()}
+        return json.dumps(plain) + "\n"
+
+
+class ServedStore(SqlTrialStore):
+    """The trial store of a running job: it publishes each trial's plan before the trial, and leaves the word on failure to the
+    runner, which knows why."""
+
+    def __init__(self, database: Database, lease: str, jobs: JobStore, artifacts: Artifacts, cache: Path) -> None:
+        super().__init__(database, lease=lease)
+        self._jobs, self._artifacts, self._cache = jobs, artifacts, cache
+
+    def create_job(self, job_id: str, spec: JobSpec) -> None:
+        """It is stored since it was submitted, with ids in place of files."""
+
+    def set_job_state(self, job_id: str, state: JobState, *, seconds: float | None = None) -> None:
+        super().set_job_state(job_id, JobState.RUNNING if state == JobState.FAILED else state, seconds=seconds)
+
+    def save_trial(self, job_id: str, trial: TrialResult) -> None:
+        plan = plan_file(self._cache, trial.number)
+        if trial.finished and trial.error is None and plan.is_file():
+            name = f"trials/{trial.number}.plan.json"
+            self._jobs.add_artifact(job_id, stored(self._artifacts, plan, name))
+            trial = trial.model_copy(update={"artefact": name})
+        super().save_trial(job_id, trial)
+        if trial.finished:
+            report({"seconds": sum(trial.timings.values()), "state": trial.state.value})
+
+
+class Narrator:
+    """Turns the study's events into the job's, less those that follow each other too fast to be read."""
+
+    def __init__(self, jobs: JobStore, job_id: str, lease: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._jobs, self._job_id, self._lease, self._clock = jobs, job_id, lease, clock
+        self._progress = JobProgress()
+        self._last = float("-inf")
+
+    def __call__(self, event: Event) -> None:
+        told = self._told(event)
+        counting = told.kind == "progress" and event.done < event.total
+        if counting and self._clock() - self._last < PROGRESS_SECONDS:
+            return
+        self._last = self._clock()
+        changes: dict[str, Any] = {"phase": event.phase, "done": event.done, "total": event.total, "seconds_left": event.seconds_left}
+        if event.preflight is not None:
+            changes["metrics"] = event.preflight.metrics
+        if told.kind == "trial":
+            changes |= {"trials": event.done, "best": told.best}
+        self._progress = self._progress.model_copy(update=changes)
+        self._jobs.note(self._job_id, self._lease, progress=self._progress, event=told)
+
+    @property
+    def phase(self) -> Phase:
+        return self._progress.phase or "prepare"
+
+    def _told(self, event: Event) -> JobEvent:
+        message = event.message
+        if event.preflight is not None:
+            message = " ".join(f"{note}." for note in ("every check has passed", *event.preflight.notes))
+        tried = event.trial if event.phase == "search" else None
+        kind: EventKind = "trial" if tried else "message" if message else "progress" if event.total else "phase"
+        return JobEvent(
+            seq=0,
+            at=utc_now(),
+            kind=kind,
+            phase=event.phase,
+            message=message,
+            done=event.done,
+            total=event.total,
+            seconds=event.seconds,
+            seconds_left=event.seconds_left,
+            trial=summarize(tried) if tried else None,
+            best=summarize(event.best) if event.best else None,
+        )
+
+
+def main() -> None:
+    """Entry point. Exit status 0: the job's state says how it ended; anything else: the process broke."""
+    end_with_parent()
+    errand = Errand.model_validate_json(sys.stdin.readline())
+    database = Database(errand.database_url.get_secret_value())
+    try:
+        with only_one(Path(errand.jobs_folder) / errand.job_id) as folder:
+            serve(errand, database, folder)
+    except LeaseLost:
+        sys.exit(LOST)
+    finally:
+        database.close()
+
+
+def serve(errand: Errand, database: Database, folder: Path) -> None:
+    """Run the job, and record why where it fails."""
+    jobs, artifacts = JobStore(database), Artifacts(errand.artifacts_url, Path(errand.scratch))
+    store = ServedStore(database, errand.lease, jobs, artifacts, folder / "cache")
+    narrator = Narrator(jobs, errand.job_id, errand.lease)
+    try:
+        asked = store.job(errand.job_id).spec
+        inputs = folder / "inputs"
+        job = capped(resolve(asked, FileStore(database), artifacts, inputs), errand)
+        os.chdir(inputs)
+        study = Study(job, errand.job_id, folder, store, LocalExecutor(job, folder / "cache"), narrator)
+        run_job(study, lambda result: deliver(errand, jobs, artifacts, folder, asked, result))
+    except JobCancelled:
+        return  # Its state says so already.
+    except LeaseLost:
+        raise
+    except Exception as error:
+        if not isinstance(error, InputError | TrialError):
+            sys.excepthook(*sys.exc_info())
+        jobs.settle(errand.job_id, errand.lease, JobState.FAILED, failure(error, narrator.phase))
+
+
+def capped(job: JobSpec, errand: Errand) -> JobSpec:
+    """The job within what this server grants one job."""
+    asked = job.budget
+    memory = errand.memory_gb if asked.memory_gb is None else min(asked.memory_gb, errand.memory_gb)
+    granted = asked.model_copy(update={"memory_gb": memory, "parallel": min(asked.parallel, errand.parallel)})
+    return job.model_copy(update={"budget": granted})
+
+
+def deliver(errand: Errand, jobs: JobStore, artifacts: Artifacts, folder: Path, asked: JobSpec, result: JobResult) -> None:
+    """Hand over the job's files. Bytes first, rows in one transaction after: nobody sees half of them."""
+    write_text(folder / "job.json", asked.model_dump_json(indent=2))
+    names = ["best.onnx", "best.plan.json", "report.html", "result.json", "job.json", "sensitivity.csv", "trials.csv"]
+    names += [f"pareto/{outcome.file}" for outcome in result.pareto if outcome.file not in names]
+    jobs.finish(errand.job_id, errand.lease, result, [stored(artifacts, folder / name, name) for name in names])
+
+
+def stored(artifacts: Artifacts, path: Path, name: str) -> ArtifactView:
+    """Put a file into the artefact store; the view of it."""
+    blob = artifacts.put(path)
+    media_type = MEDIA_TYPES[path.suffix]
+    return ArtifactView(name=name, size_bytes=blob.size_bytes, sha256=blob.sha256, media_type=media_type, created=utc_now())
+
+
+def failure(error: Exception, step: str) -> TrialFailure:
+    """Why the job failed, for the one who submitted it."""
+    if isinstance(error, TrialError):
+        return TrialFailure(type=error.kind, message=str(error), step=error.step)
+    if isinstance(error, InputError):
+        return TrialFailure(type=type(error).__name__, message=str(error), step=error.field or step)
+    return TrialFailure(type=type(error).__name__, message=" ".join(str(error).split()) or type(error).__name__, step=step)
+
+
+def report(trial: dict[str, object]) -> None:
+    """Tell the server of a finished trial, for its statistics."""
+    sys.stdout.write(json.dumps({"trial": trial}) + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[Path]:
+    """The job's folder, once no other process works in it: a runner that has just lost its server needs a moment to end."""
+    with writing(f"the folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    with lock:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise StorageError(f"another process still works in {folder} after {LOCK_SECONDS:.0f} s; end it") from None
+                time.sleep(0.1)
+        yield folder
+
+
+if __name__ == "__main__":
+    main()
