@@ -7,19 +7,17 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tuner.errors import DataError, InputError, JobError, ModelError, PlanError, StorageError, TrialError, writing
-from tuner.executor import FILE_GB, Child
+from tuner.executor import FILE_GB, Child, harmless
 from tuner.job import JobSpec
 from tuner.wire import DataFacts, ModelFacts
 
 Refuse = Callable[[str], InputError]
 LONGEST_REASON = 1000
-_KEPT = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "ACCUTUNE_CACHE")
-_KEPT_PREFIXES = ("PYTHON", "LC_")
 _THRIFTY = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """Threads and memory pools reserve address space, which counts against the limit."""
 
@@ -51,7 +49,7 @@ class Gate:
             (cache / "gate.log").unlink(missing_ok=True)
         self._sweep()
         settings = {"scratch": str(self._scratch), "memory_gb": memory_gb, "file_gb": file_gb}
-        self._child = Child(tuple(command), settings, cache / "gate.log", _environment(os.environ))
+        self._child = Child(tuple(command), settings, cache / "gate.log", harmless(os.environ) | _THRIFTY)
 
     def inspect_model(self, path: Path, name: str) -> ModelFacts:
         """What the model file at `path`, which its sender calls `name`, holds. Raises ModelError, WrongKind."""
@@ -120,8 +118,3 @@ class Gate:
     def _sweep(self) -> None:
         """What a call unpacked goes when it ends; this is for calls that were ended."""
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-def _environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the child needs. Secrets stay here: what reads strangers' files need not know the database's password."""
-    return {name: value for name, value in given.items() if name in _KEPT or name.startswith(_KEPT_PREFIXES)} | _THRIFTY

@@ -27,7 +27,8 @@ def resolve(spec: JobSpec, files: FileStore, artifacts: Artifacts, folder: Path)
     The names stay relative, so that no message and no report tells where the server keeps its files. JobError names the field
     whose id is not known here."""
     model = _known(spec.model, "model", "models", files.model)
-    names = {spec.model: _link(f"{model.id}.onnx", artifacts.local(model.sha256), folder)}
+    model_name = _link(f"{model.id}.onnx", artifacts.local(model.sha256), folder)
+    names: dict[str, str] = {}
     for role, ref in spec.data.roles().items():
         if ref.file not in names:
             data = _known(ref.file, f"data.{role}.file", "datasets", files.dataset)
@@ -37,7 +38,7 @@ def resolve(spec: JobSpec, files: FileStore, artifacts: Artifacts, folder: Path)
         return ref.model_copy(update={"file": names[ref.file]})
 
     roles = {role: renamed(ref) for role, ref in spec.data.roles().items()}
-    return spec.model_copy(update={"model": names[spec.model], "data": spec.data.model_copy(update=roles)})
+    return spec.model_copy(update={"model": model_name, "data": spec.data.model_copy(update=roles)})
 
 
 def _known(given: str, field: str, kind: str, find: Callable[[str], View]) -> View:

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
-import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -128,9 +128,14 @@ class RequestLog:
         log.log(level, "request", extra=extra)
 
 
+_numbers = random.Random()
+"""Of the program's own, seeded by the system once: an id is to be told from others, not to be kept secret, and asking the system for
+each takes a fifth of the time of a small request."""
+
+
 def _request_id(headers: RawHeaders) -> str:
     given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    return given.decode() if SAFE_ID.fullmatch(given) else secrets.token_hex(8)
+    return given.decode() if SAFE_ID.fullmatch(given) else f"{_numbers.getrandbits(64):016x}"
 
 
 def _with_headers(headers: Any, this: str) -> RawHeaders:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from pydantic import SecretStr
 from search_spaces.schemes import Frozen
 from server.artifacts import Artifacts
 from server.inputs import resolve
-from server.store.database import Database, LeaseLost
+from server.store.database import Database, LeaseLost, StorageBusy
 from server.store.files import FileStore
 from server.store.jobs import JobStore
 from server.store.trials import SqlTrialStore
 from tuner.conclude import run_job
 from tuner.errors import InputError, JobCancelled, StorageError, TrialError, writing
-from tuner.executor import LocalExecutor
+from tuner.executor import LocalExecutor, harmless
 from tuner.files import plan_file, write_text
 from tuner.job import JobSpec
 from tuner.limits import end_with_parent
@@ -39,8 +39,9 @@ from tuner.wire import ArtifactView, EventKind, JobEvent, JobProgress, summarize
 LOCK_SECONDS = 20.0
 PROGRESS_SECONDS = 0.5
 MEDIA_TYPES = {".onnx": "application/octet-stream", ".json": "application/json", ".csv": "text/csv", ".html": "text/html"}
-LOST = 75
-"""Exit status of a runner whose job another one has taken over."""
+LOST, LATER = 75, 76
+"""Exit statuses of a runner whose job another one has taken over, and of one that the database kept from going on: its job is to be
+run again."""
 
 
 class Errand(Frozen):
@@ -53,6 +54,8 @@ class Errand(Frozen):
     jobs_folder: str
     job_id: str
     lease: str
+    parent: int | None = None
+    """The number of the server's process, with which the runner ends."""
     parallel: int
     memory_gb: float
 
@@ -79,7 +82,7 @@ class ServedStore(SqlTrialStore):
         plan = plan_file(self._cache, trial.number)
         if trial.finished and trial.error is None and plan.is_file():
             name = f"trials/{trial.number}.plan.json"
-            self._jobs.add_artifact(job_id, stored(self._artifacts, plan, name))
+            self._jobs.add_artifact(job_id, stored(self._artifacts, plan, name), self._lease)
             trial = trial.model_copy(update={"artefact": name})
         super().save_trial(job_id, trial)
         if trial.finished:
@@ -135,14 +138,19 @@ class Narrator:
 
 def main() -> None:
     """Entry point. Exit status 0: the job's state says how it ended; anything else: the process broke."""
-    end_with_parent()
     errand = Errand.model_validate_json(sys.stdin.readline())
+    end_with_parent(errand.parent)
     database = Database(errand.database_url.get_secret_value())
     try:
         with only_one(Path(errand.jobs_folder) / errand.job_id) as folder:
             serve(errand, database, folder)
     except LeaseLost:
         sys.exit(LOST)
+    except StorageBusy as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(LATER)
+    except StorageError as error:  # The folder cannot be worked in, or no word on how the job failed could be stored.
+        JobStore(database).settle(errand.job_id, errand.lease, JobState.FAILED, failure(error, "prepare", errand))
     finally:
         database.close()
 
@@ -157,16 +165,17 @@ def serve(errand: Errand, database: Database, folder: Path) -> None:
         inputs = folder / "inputs"
         job = capped(resolve(asked, FileStore(database), artifacts, inputs), errand)
         os.chdir(inputs)
-        study = Study(job, errand.job_id, folder, store, LocalExecutor(job, folder / "cache"), narrator)
+        executor = LocalExecutor(job, folder / "cache", environment=harmless(os.environ))
+        study = Study(job, errand.job_id, folder, store, executor, narrator)
         run_job(study, lambda result: deliver(errand, jobs, artifacts, folder, asked, result))
     except JobCancelled:
         return  # Its state says so already.
-    except LeaseLost:
+    except (LeaseLost, StorageBusy):
         raise
     except Exception as error:
         if not isinstance(error, InputError | TrialError):
             sys.excepthook(*sys.exc_info())
-        jobs.settle(errand.job_id, errand.lease, JobState.FAILED, failure(error, narrator.phase))
+        jobs.settle(errand.job_id, errand.lease, JobState.FAILED, failure(error, narrator.phase, errand))
 
 
 def capped(job: JobSpec, errand: Errand) -> JobSpec:
@@ -192,19 +201,22 @@ def stored(artifacts: Artifacts, path: Path, name: str) -> ArtifactView:
     return ArtifactView(name=name, size_bytes=blob.size_bytes, sha256=blob.sha256, media_type=media_type, created=utc_now())
 
 
-def failure(error: Exception, step: str) -> TrialFailure:
-    """Why the job failed, for the one who submitted it."""
+def failure(error: Exception, step: str, errand: Errand) -> TrialFailure:
+    """Why the job failed, for the one who submitted it: without the server's folders, and with the remedy that a caller has."""
+    folder = f"{Path(errand.jobs_folder).parent}{os.sep}"
+    message = str(error).replace(folder, "").replace("go on with --resume", "resume the job")
     if isinstance(error, TrialError):
-        return TrialFailure(type=error.kind, message=str(error), step=error.step)
+        return TrialFailure(type=error.kind, message=message, step=error.step)
     if isinstance(error, InputError):
-        return TrialFailure(type=type(error).__name__, message=str(error), step=error.field or step)
-    return TrialFailure(type=type(error).__name__, message=" ".join(str(error).split()) or type(error).__name__, step=step)
+        return TrialFailure(type=type(error).__name__, message=message, step=error.field or step)
+    return TrialFailure(type=type(error).__name__, message=" ".join(message.split()) or type(error).__name__, step=step)
 
 
 def report(trial: dict[str, object]) -> None:
-    """Tell the server of a finished trial, for its statistics."""
-    sys.stdout.write(json.dumps({"trial": trial}) + "\n")
-    sys.stdout.flush()
+    """Tell the server of a finished trial, for its statistics. Where it is gone, this process is about to end, and nothing is lost."""
+    with suppress(OSError):
+        sys.stdout.write(json.dumps({"trial": trial}) + "\n")
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -221,7 +233,7 @@ def only_one(folder: Path) -> Iterator[Path]:
                 break
             except OSError:
                 if time.monotonic() > deadline:
-                    raise StorageError(f"another process still works in {folder} after {LOCK_SECONDS:.0f} s; end it") from None
+                    raise StorageBusy(f"another process still works in {folder} after {LOCK_SECONDS:.0f} s; end it") from None
                 time.sleep(0.1)
         yield folder
 

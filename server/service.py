@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,7 @@ from server.store.jobs import Claim, JobStore
 from server.store.keys import KeyStore
 from server.store.trial_lists import TrialReader
 from tuner.errors import JobError, writing
+from tuner.files import write_text
 
 KEYS_NEEDED = (
     "host {host} can be reached from other machines, so callers must show API keys, and there is none yet. "
@@ -65,11 +67,11 @@ def open_service(settings: Settings) -> Iterator[Service]:
         stack.callback(database.close)
         stack.enter_context(_only_server(settings.data_dir))
         database.upgrade()
-        keys = Keys(KeyStore(database))
-        anonymous = not KeyStore(database).any_active()
-        if anonymous and not is_loopback(settings.host):
+        keys = KeyStore(database)
+        if not is_loopback(settings.host) and not keys.any_active():
             raise JobError(KEYS_NEEDED.format(host=settings.host, data_dir=settings.data_dir))
-        gate = Gate(settings.data_dir / "gate", settings.inspect_memory_gb, settings.inspect_seconds)
+        unpacked = settings.max_unpacked_gb
+        gate = Gate(settings.data_dir / "gate", settings.inspect_memory_gb, settings.inspect_seconds, file_gb=unpacked)
         stack.callback(gate.close)
         events = EventReader(database)
         hub = EventHub(events)
@@ -80,11 +82,12 @@ def open_service(settings: Settings) -> Iterator[Service]:
             trials=TrialReader(database),
             events=events,
             files=FileStore(database),
-            keys=keys,
+            keys=Keys(keys),
             artifacts=open_artifacts(settings),
             gate=gate,
             hub=hub,
-            anonymous=anonymous,
+            # Not where all keys are revoked or expired: whoever wanted keys once does not want strangers now.
+            anonymous=not keys.any(),
         )
         scheduler = Scheduler(database, settings, _node(settings.data_dir), _errands(settings, database), metrics.observe_trial)
         yield Service(services, scheduler, metrics)
@@ -120,6 +123,7 @@ class _Errands:
             jobs_folder=str(settings.data_dir.resolve() / "jobs"),
             job_id=claim.job_id,
             lease=claim.lease,
+            parent=os.getpid(),
             parallel=settings.parallel,
             memory_gb=settings.trial_memory_gb,
         ).as_line()
@@ -147,6 +151,8 @@ def _only_server(folder: Path) -> Iterator[None]:
 def _node(folder: Path) -> str:
     """The name by which this data folder's server claims jobs, over restarts."""
     path = folder / "node"
-    if not path.is_file():
-        path.write_text(secrets.token_hex(8))
-    return path.read_text().strip()
+    known = path.read_text().strip() if path.is_file() else ""
+    if not known:
+        known = secrets.token_hex(8)
+        write_text(path, known)
+    return known

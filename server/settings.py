@@ -31,11 +31,12 @@ class Settings(BaseSettings):
     artifacts_url: str | None = Field(None, description="Folder or fsspec URL (s3://…) of the artefacts; unset: in the data folder.")
     jobs: int = Field(1, ge=1, le=256, description="Jobs that run at once.")
     parallel: int = Field(4, ge=1, le=256, description="Trials of one job that run at once, at most; caps budget.parallel.")
-    trial_memory_gb: Gigabytes = Field(8.0, description="Memory that one trial may use, in GB.")
+    trial_memory_gb: Gigabytes = Field(8.0, description="Address space that one trial may add, mapped data files included, in GB.")
     max_upload_gb: Gigabytes = Field(2.0, description="Largest file that may be uploaded, in GB.")
     upload_seconds: Seconds = Field(3600, description="Time within which an upload must be complete, in seconds.")
-    inspect_memory_gb: Gigabytes = Field(8.0, description="Memory that looking at an uploaded file may use, in GB.")
+    inspect_memory_gb: Gigabytes = Field(8.0, description="Address space that looking at an upload or a job may add, in GB.")
     inspect_seconds: Seconds = Field(120, description="Time that looking at an uploaded file may take, in seconds.")
+    max_unpacked_gb: Gigabytes = Field(64.0, description="Most that one uploaded data file may unpack to, in GB.")
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(
         30, description="Time after which another server takes over a job whose server no longer reports, in seconds."
     )

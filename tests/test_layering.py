@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.gate": WORDS | {"tuner.executor", "tuner.wire"},
     "server.inputs": WORDS | {"tuner.wire", "server.store.*", "server.artifacts"},
     "server.runner": LOOP | KEEPING | {"tuner.conclude", "tuner.worker", "server.inputs"},
-    "server.scheduler": WORDS | {"tuner.store", "tuner.wire", "server.settings", "server.store.*"},
+    "server.scheduler": WORDS | {"tuner.executor", "tuner.store", "tuner.wire", "server.settings", "server.store.*"},
     "server.metrics": WORDS | {"tuner", "tuner.wire", "tuner.store", "server.store.*"},
     "server.logs": WORDS,
     "server.api.*": KEEPING | {"search_spaces.*", "tuner.*"} | {f"server.{name}" for name in ("auth", "gate", "inputs", "metrics", "logs")},

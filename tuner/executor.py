@@ -22,6 +22,9 @@ from tuner.job import JobSpec
 
 Progress = Callable[[int, int], None]
 LOG_LINES = 12
+KEPT = ("PATH", "HOME", "TMPDIR", "TZ", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+KEPT_PREFIXES = ("PYTHON", "LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "ACCUTUNE_")
+SECRETS = ("ACCUTUNE_DATABASE_URL", "ACCUTUNE_ARTIFACTS_URL", "ACCUTUNE_KEY")
 LAST_MOMENT_SECONDS = 1.0
 FILE_GB = 64.0
 """The largest file that a worker may write."""
@@ -46,16 +49,22 @@ class LocalExecutor:
     """Child processes on this machine, as many as trials may run at once. They are started when first needed."""
 
     def __init__(
-        self, job: JobSpec, cache: Path, command: Sequence[str] = (sys.executable, "-m", "tuner.worker"), file_gb: float = FILE_GB
+        self,
+        job: JobSpec,
+        cache: Path,
+        command: Sequence[str] = (sys.executable, "-m", "tuner.worker"),
+        file_gb: float = FILE_GB,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """file_gb: the largest file that a worker may write, in GiB."""
+        """file_gb: the largest file that a worker may write, in GiB. environment: the workers' variables; left out: this process's."""
         limits = {"memory_gb": job.budget.memory_gb, "file_gb": file_gb}
         self._settings = {"job": job.model_dump(mode="json"), "cache": str(cache)} | limits
         self._command = tuple(command)
         with writing(f"the folder {cache}"):
             cache.mkdir(parents=True, exist_ok=True)
         self._cancelled = threading.Event()
-        self._all = [Child(self._command, self._settings, cache / f"worker-{index}.log") for index in range(job.budget.parallel)]
+        logs = (cache / f"worker-{index}.log" for index in range(job.budget.parallel))
+        self._all = [Child(self._command, self._settings, log, environment) for log in logs]
         self._free: queue.LifoQueue[Child] = queue.LifoQueue()
         for child in reversed(self._all):
             self._free.put(child)
@@ -173,7 +182,7 @@ class Child:
                 env=self._environment,
             )
         with suppress(BrokenPipeError):
-            self._send(self._process, self._settings)
+            self._send(self._process, self._settings | {"parent": os.getpid()})
         return self._process
 
     def _close_pipes(self) -> None:
@@ -220,3 +229,9 @@ def _input_error(type: str, message: str, field: str | None) -> InputError:
     if not (isinstance(found, builtins.type) and issubclass(found, InputError)) or found is errors.UnknownName:
         found = errors.JobError
     return found(message, field=field)
+
+
+def harmless(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a process needs which reads strangers' files. Credentials, of whatever library, are not among them."""
+    known = {name: value for name, value in environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
+    return {name: value for name, value in known.items() if name not in SECRETS}

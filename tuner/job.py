@@ -23,6 +23,9 @@ COSTS = ("latency", "size", "compressed_size", "macs", "params", "peak_memory")
 COST_METRICS = ("latency_ms", "size_bytes", "compressed_size_bytes", "macs", "params", "peak_memory_bytes")
 """What a constraint may limit beside the job's metrics."""
 
+LONGEST_SECONDS = 366 * 86_400.0
+"""No budget of time is longer: clocks cannot wait for ever."""
+
 MOST_COMPLAINTS = 50
 """What is wrong with a job is told up to so many times: nobody reads more, and a hostile one could ask for millions."""
 
@@ -92,13 +95,13 @@ class Budget(Frozen):
     """When to stop searching. Whichever is reached first ends the search; certification and export follow."""
 
     trials: Annotated[int, Field(ge=1, le=100_000)] = 60
-    seconds: Annotated[float, Field(gt=0)] = 900.0
+    seconds: Annotated[float, Field(gt=0, le=LONGEST_SECONDS)] = 900.0
     parallel: Annotated[int, Field(ge=1, le=256)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads for scoring accuracy (latency always uses `target.threads`); left out: the machine's cores shared by `parallel`."""
-    trial_seconds: Annotated[float, Field(gt=0)] = 600.0
+    trial_seconds: Annotated[float, Field(gt=0, le=LONGEST_SECONDS)] = 600.0
     """Wall clock of one trial; a trial that takes longer is recorded as failed."""
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Address space that one worker may add to what it starts with; left out: no limit."""
 
 

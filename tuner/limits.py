@@ -39,12 +39,14 @@ def _lower(kind: int, limit: int) -> None:
     resource.setrlimit(kind, (limit, limit))
 
 
-def end_with_parent() -> None:
-    """Leave when the parent is gone, also in the middle of a long computation."""
-    parent = os.getppid()
+def end_with_parent(parent: int | None = None) -> None:
+    """Leave when the parent is gone, also in the middle of a long computation.
+
+    parent: its number, told by itself; without it, one that went while this process was still starting is not missed."""
+    expected = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == expected:
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 

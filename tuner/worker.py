@@ -91,7 +91,11 @@ def _typed(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def talk(start: Callable[[dict[str, Any], Callable[[int, int], None]], Any]) -> None:
     """Serve as a child process: requests on standard input, replies on what was standard output, until the parent is gone."""
-    end_with_parent()
+
+    def begin(settings: dict[str, Any], progress: Callable[[int, int], None]) -> Any:
+        end_with_parent(settings.get("parent"))
+        return start(settings, progress)
+
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
@@ -99,7 +103,7 @@ def talk(start: Callable[[dict[str, Any], Callable[[int, int], None]], Any]) -> 
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
-    serve(start, sys.stdin, send)
+    serve(begin, sys.stdin, send)
 
 
 def main() -> None:

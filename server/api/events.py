@@ -117,17 +117,18 @@ def caller_check(services: Services, request: Request) -> Check:
 
 def last_seen(header: str | None, query: str | None) -> int:
     """The number of the last event the caller has; 0: none. A browser that reconnects sends the header beside the URL's query."""
-    for name, value in (("Last-Event-ID", header), ("after", query)):
-        if value is None:
-            continue
-        if not re.fullmatch(SEQ, value, re.ASCII):
-            raise InputError(
-                f"{name} must be the id of an event, a whole number from 0, got '{value[:40]}'. "
-                "Send the id of the last event that you received, or leave it out to get all of them.",
-                field=name,
-            )
-        return int(value)
-    return 0
+    given = [_event_number(name, value) for name, value in (("Last-Event-ID", header), ("after", query)) if value is not None]
+    return given[0] if given else 0
+
+
+def _event_number(name: str, value: str) -> int:
+    if not re.fullmatch(SEQ, value, re.ASCII):
+        raise InputError(
+            f"{name} must be the id of an event, a whole number from 0, got '{value[:40]}'. "
+            "Send the id of the last event that you received, or leave it out to get all of them.",
+            field=name,
+        )
+    return int(value)
 
 
 def encoded(batch: Iterable[StoredEvent]) -> bytes:

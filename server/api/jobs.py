@@ -85,7 +85,7 @@ async def submit_job(request: Request, services: ServicesDep, caller: Submitter,
     check_type(request, (JSON,), REMEDY, needed=True)
     body = await small(request, MAX_BODY_BYTES)
     job_id, created = await slowly(submit, services, caller, body, key)
-    job = await slowly(services.jobs.view, job_id)
+    job = await slowly(services.jobs.text, job_id)
     headers = {"Location": located(request, f"/jobs/{job_id}")}
     return ready(job, 201, headers) if created else ready(job, 200, headers | {"Idempotent-Replay": "true"})
 
@@ -107,7 +107,7 @@ def list_jobs(
 @router.get("/jobs/{job_id:id}", responses={**json_of(JobDetail, "The job."), **problems(404)})
 def show_job(job_id: JobId, services: ServicesDep, _: Viewer) -> Response:
     """A job: what was asked for, how far it is, and what it found."""
-    return ready(services.jobs.view(job_id))
+    return ready(services.jobs.text(job_id))
 
 
 @router.delete("/jobs/{job_id:id}", status_code=204, responses=problems(404, 409))

@@ -54,6 +54,7 @@ KINDS: dict[int, tuple[str, str, str]] = {
     416: ("range", "Range not satisfiable", "The range lies outside the file."),
     422: ("invalid", "The request cannot be used", "Something is wrong; `errors` names each field with its rule and the way out."),
     429: ("too-many", "Too many requests", "Too many requests or jobs; try again after `Retry-After` seconds."),
+    431: ("head-too-large", "Header fields too large", "Address and header fields are larger than is taken."),
     500: ("internal", "Internal error", "A fault of the server; the log has it under the request's id."),
     503: ("unavailable", "Not available now", "The database or the artefact store cannot be used; try again after `Retry-After` seconds."),
     507: ("disk-full", "The server's disk is full", "There is no room left on the server."),

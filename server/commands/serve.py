@@ -14,7 +14,6 @@ from server.console import print_table, say
 from tuner.errors import JobError
 
 if TYPE_CHECKING:
-    from server.service import Service
     from server.settings import Settings
     from server.store.keys import KeyStore
 
@@ -36,11 +35,12 @@ def serve(
 
     Every setting is an environment variable too (ACCUTUNE_HOST, …; see docs/operating.md). On an address that other machines can
     reach, callers need API keys: make the first with `tuner keys create`."""
+    from server.commands.listen import listen
     from server.service import open_service
 
     settings = _settings(host=host, port=port, data_dir=data_dir, database_url=database, jobs=jobs)
     with open_service(settings) as service:
-        _listen(service)
+        listen(service)
 
 
 @db.command("upgrade")
@@ -60,7 +60,7 @@ def db_upgrade(data_dir: DataDir = None, database: DatabaseUrl = None) -> None:
 def keys_create(
     name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
     role: Annotated[str, typer.Option(help="viewer, submitter or admin.")] = "submitter",
-    days: Annotated[int | None, typer.Option(min=1, help="How long it is good.", show_default="until it is revoked")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=3650, help="How long it is good.", show_default="until it is revoked")] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
 ) -> None:
@@ -153,31 +153,3 @@ def _key_store(data_dir: Path | None, database: str | None) -> Iterator[KeyStore
 
 def _day(moment: datetime | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else ""
-
-
-def _listen(service: Service) -> None:
-    """Serve until a signal says stop. Event streams end at once then, and running jobs are left to be taken up again."""
-    import uvicorn
-
-    from server.app import create_app
-    from server.logs import configure
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, *_: object) -> None:
-            service.services.hub.close()
-            # Not the library's own way, which ends the process by the signal once more, before anything is closed.
-            self.force_exit = self.should_exit
-            self.should_exit = True
-
-    settings = service.services.settings
-    configure(settings.log_format, settings.log_level)
-    config = uvicorn.Config(
-        create_app(service.services, service.metrics, service.scheduler),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=3,
-    )
-    Server(config).run()

@@ -15,6 +15,10 @@ class StorageFull(StorageError):
     """There is no room left on the disk."""
 
 
+class StorageBusy(StorageError):
+    """The database is away or in use: what was asked for may well work in a moment."""
+
+
 # The first text is for the command line, whose database lies in the job's folder; the second for a server.
 REMEDIES = {
     sqlite3.SQLITE_FULL: ("Free some space, then go on with --resume.", "Free some space, then try again."),
@@ -47,6 +51,7 @@ STATES = {
     "40": "Another process was in its way: try again.",
     "3D": "Create that database, or name another one in the URL.",
     "42501": "Grant the user the right to create and change tables there.",
+    "25P03": "This process stood still in the middle of it: try again.",
     "25006": "It takes no writes, as a standby does: give the URL of the primary.",
     "53": "Give the database server more room, then try again.",
     "53300": "It admits no more connections: raise max_connections there, or run fewer jobs at once.",
@@ -56,6 +61,7 @@ STATES = {
     "XX": "Check the database server's log, and put a backup in its place if it says that data is damaged.",
 }
 FULL = ("53100",)
+PASSING = ("08", "25P03", "40", "53300", "55P03", "57P")
 
 
 def complaint(error: DBAPIError | TimeoutError, doing: str, url: URL, *, folder: bool) -> StorageError | None:
@@ -64,7 +70,7 @@ def complaint(error: DBAPIError | TimeoutError, doing: str, url: URL, *, folder:
     folder: the remedies are for a job's folder on the command line."""
     if isinstance(error, TimeoutError):
         most = KEPT + EXTRA
-        return StorageError(f"{doing} failed: all {most} connections to the database are in use ({place(url)}). Try again in a moment.")
+        return StorageBusy(f"{doing} failed: all {most} connections to the database are in use ({place(url)}). Try again in a moment.")
     if isinstance(error.orig, sqlite3.Error):
         return _of_sqlite(error.orig, doing, url, folder)
     return _of_postgresql(error, doing, url)
@@ -74,7 +80,7 @@ def _of_sqlite(error: sqlite3.Error, doing: str, url: URL, folder: bool) -> Stor
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code not in REMEDIES:
         return None
-    kind = StorageFull if code == sqlite3.SQLITE_FULL else StorageError
+    kind = {sqlite3.SQLITE_FULL: StorageFull, sqlite3.SQLITE_BUSY: StorageBusy}.get(code, StorageError)
     return kind(f"{doing} failed: {error} ({place(url)}). {REMEDIES[code][0 if folder else 1]}")
 
 
@@ -87,7 +93,7 @@ def _of_postgresql(error: DBAPIError, doing: str, url: URL) -> StorageError | No
     if state and not fitting:
         return None
     remedy = STATES[max(fitting, key=len)] if fitting else REACH
-    kind = StorageFull if state in FULL else StorageError
+    kind = StorageFull if state in FULL else StorageBusy if state is None or state.startswith(PASSING) else StorageError
     return kind(f"{doing} failed: {_first_line(error.orig, url)} ({place(url)}). {remedy}")
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
 from server.store import schema
-from server.store.complaints import StorageFull, complaint
+from server.store.complaints import StorageBusy, StorageFull, complaint
 from server.store.engines import WRITE, open_engine, parse, shown, sqlite_url
 from tuner.errors import AccutuneError
 from tuner.store import Clock, utc_now
@@ -20,7 +20,7 @@ from tuner.store import Clock, utc_now
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
 
-__all__ = ["Conflict", "Database", "LeaseLost", "NotFound", "StorageFull", "sqlite_url"]
+__all__ = ["Conflict", "Database", "LeaseLost", "NotFound", "StorageBusy", "StorageFull", "sqlite_url"]
 
 Observe = Callable[[str, float], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -25,6 +26,8 @@ WAL_ATTEMPTS = 100
 KEPT, EXTRA = 5, 15
 POOL_SECONDS = 30.0
 CONNECT_SECONDS = 10
+IDLE_SECONDS = 20
+"""How long a transaction on PostgreSQL may stand still before the database ends it."""
 HIDDEN = ("password", "sslpassword")
 
 WRITE_THIS = "Write sqlite:///path/to/file.db or postgresql://user:password@host/database."
@@ -79,6 +82,19 @@ def open_engine(url: URL) -> Engine:
 
 
 def _postgresql(url: URL) -> Engine:
+    engine = _postgresql_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        # A process that is suspended or lost in the middle of a transaction must not keep a job's row locked.
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}")
+        connection.commit()
+
+    return engine
+
+
+def _postgresql_engine(url: URL) -> Engine:
     arguments = {"connect_timeout": CONNECT_SECONDS, "application_name": "accutune"}
     return create_engine(
         url,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -16,7 +17,7 @@ from server.store.queue import MAX_CRASHES, UNHELD, Beat, Claim, JobQueue, locke
 from tuner.job import JobSpec
 from tuner.results import JobResult, TrialFailure
 from tuner.store import RESUMABLE, JobState, from_json, spec_json
-from tuner.wire import ArtifactView, JobDetail, JobEvent, JobProgress, JobView, Page
+from tuner.wire import ArtifactView, JobDetail, JobEvent, JobProgress
 
 __all__ = ["MAX_CRASHES", "Beat", "Claim", "JobStore"]
 
@@ -101,8 +102,13 @@ class JobStore(JobQueue):
         result = from_json(JobResult, row.result, f"the result of {what}") if row.result else None
         return JobDetail(**_listed(row) | {"model": spec.model, "spec": spec, "result": result})
 
-    def page(self, *, cursor: str | None, limit: int, state: JobState | None, model: str | None, name: str | None) -> Page[JobView]:
-        """The newest jobs first. cursor: the last id of the page before. name: how the name begins."""
+    def text(self, job_id: str) -> str:
+        """A JobDetail as JSON."""
+        row = self._row(job_id, *LISTED, JobRow.spec, JobRow.result)
+        return f'{_listed_text(row)[:-1]},"spec":{row.spec},"result":{row.result or "null"}}}'
+
+    def page(self, *, cursor: str | None, limit: int, state: JobState | None, model: str | None, name: str | None) -> str:
+        """A Page[JobView] as JSON, the newest jobs first. cursor: the last id of the page before. name: how the name begins."""
         wanted = select(*LISTED).order_by(JobRow.job_id.desc()).limit(limit + 1)
         if cursor is not None:
             if cursor != plain(cursor):
@@ -113,12 +119,11 @@ class JobStore(JobQueue):
         if model is not None:
             wanted = wanted.where(JobRow.model_id == plain(model))
         if name:
-            # No index is to be used for this: it would bring the jobs by name, and all of them had to be sorted.
             wanted = wanted.where(func.substr(JobRow.name, 1, len(name)) == plain(name))
         with self._database.read("listing jobs") as connection:
             rows = connection.execute(wanted).all()
-        items = tuple(JobView(**_listed(row)) for row in rows[:limit])
-        return Page[JobView](items=items, next=items[-1].id if len(rows) > limit else None)
+        following = json.dumps(rows[limit - 1].job_id if len(rows) > limit else None)
+        return f'{{"items":[{",".join(map(_listed_text, rows[:limit]))}],"next":{following}}}'
 
     def row_state(self, job_id: str) -> JobState:
         state: JobState = self._row(job_id, JobRow.state).state
@@ -186,10 +191,13 @@ class JobStore(JobQueue):
             for artifact in artifacts:
                 self._put_artifact(connection, job_id, artifact)
 
-    def add_artifact(self, job_id: str, artifact: ArtifactView) -> None:
-        """Record one artefact, in place of an earlier one of that name."""
+    def add_artifact(self, job_id: str, artifact: ArtifactView, lease: str | None = None) -> None:
+        """Record one artefact, in place of an earlier one of that name. lease: only while the job is held under it; LeaseLost."""
         with self._database.write(f"storing '{artifact.name}' of job '{job_id}'") as connection:
-            locked_state(connection, job_id)
+            if lease is None:
+                locked_state(connection, job_id)
+            else:
+                _change_held(connection, job_id, lease, {})
             self._put_artifact(connection, job_id, artifact)
 
     def artifacts(self, job_id: str) -> list[ArtifactView]:
@@ -243,6 +251,7 @@ class JobStore(JobQueue):
         connection.execute(new.on_conflict_do_update(index_elements=["job_id", "name"], set_=values))
 
 
+NO_PROGRESS = JobProgress().model_dump_json()
 ARTIFACT = (ArtifactRow.name, ArtifactRow.size_bytes, ArtifactRow.sha256, ArtifactRow.media_type, ArtifactRow.created_at)
 
 
@@ -267,6 +276,27 @@ def _listed(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
         "feasible": row.feasible,
         "error": from_json(TrialFailure, row.error, f"the error of {what}") if row.error else None,
     }
+
+
+def _listed_text(row: Row[*tuple[Any, ...]]) -> str:
+    """A JobView as JSON, from what is stored as JSON without reading that."""
+    fields = {
+        "id": row.job_id,
+        "name": row.name,
+        "state": row.state.value,
+        "model": row.model_id or "",
+        "created": _utc(row.created_at),
+        "updated": _utc(row.updated_at),
+        "seconds": row.seconds,
+        "cancel_requested": row.cancel_requested,
+        "owner": row.owner or None,
+        "feasible": row.feasible,
+    }
+    return f'{json.dumps(fields)[:-1]},"progress":{row.progress or NO_PROGRESS},"error":{row.error or "null"}}}'
+
+
+def _utc(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _of_key(connection: Connection, owner: str, key: str | None, request_sha256: str | None) -> str | None:

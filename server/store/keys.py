@@ -51,6 +51,11 @@ class KeyStore:
             raise NotFound(f"there is no API key '{id[:SHOWN]}'; GET /api/v1/keys or `tuner keys list` shows those there are")
         return KeyView(**_fields(row))
 
+    def any(self) -> bool:
+        """Was there ever a key?"""
+        with self._database.read("looking for keys") as connection:
+            return connection.scalar(select(KeyRow.id).limit(1)) is not None
+
     def any_active(self) -> bool:
         """Is there a key that opens something today?"""
         good = KeyRow.revoked_at.is_(None), or_(KeyRow.expires_at.is_(None), KeyRow.expires_at > self._database.now())

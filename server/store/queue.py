@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -48,15 +49,16 @@ class JobQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(self, node: str, lease_seconds: float) -> Claim | None:
-        """The oldest job that waits, was cut off, or whose lease ran out: now running on `node`; None where there is none."""
+    def claim(self, node: str, lease_seconds: float, besides: Sequence[str] = ()) -> Claim | None:
+        """The oldest job that waits, was cut off, or whose lease ran out, `besides` these: now running on `node`; None where there is
+        none."""
         now, lease = self._database.now(), secrets.token_hex(16)
         until = now + timedelta(seconds=lease_seconds)
         with self._database.write("claiming a job") as connection:
             # A result of a former run, cut off between its result and its end, is not this run's.
             taken = (
                 update(JobRow)
-                .where(JobRow.job_id == _next_in_line(now).scalar_subquery())
+                .where(JobRow.job_id == _next_in_line(now, besides).scalar_subquery())
                 .values(state=JobState.RUNNING, lease=lease, lease_until=until, node=node, updated_at=now)
                 .values(events=JobRow.events + 1, result=None, feasible=None)
                 .returning(JobRow.job_id, JobRow.spec, JobRow.events)
@@ -71,7 +73,7 @@ class JobQueue:
         except StorageError as error:
             # Left waiting, it would stand in the way of all others for ever.
             self.settle(row.job_id, lease, JobState.FAILED, TrialFailure(type="StorageError", message=str(error), step="claim"))
-            return self.claim(node, lease_seconds)
+            return self.claim(node, lease_seconds, besides)
 
     def heartbeat(self, job_id: str, lease: str, lease_seconds: float) -> Beat:
         """Renew the lease, also one that ran out unnoticed."""
@@ -113,14 +115,15 @@ class JobQueue:
             return state
 
 
-def _next_in_line(now: datetime) -> Any:
+def _next_in_line(now: datetime, besides: Sequence[str] = ()) -> Any:
     waiting = aliased(JobRow)
     expired = and_(waiting.state == JobState.RUNNING, waiting.lease_until < now)
     ready = or_(waiting.state.in_((JobState.QUEUED, JobState.INTERRUPTED)), expired)
     live = waiting.state.in_((JobState.QUEUED, JobState.INTERRUPTED, JobState.RUNNING))
     # The sum of conditions is the second one; the first lets an index find the few jobs that are not settled. Of servers that claim at
     # once on PostgreSQL, each passes over the row that another one has just locked.
-    return select(waiting.job_id).where(live, ready).order_by(waiting.job_id).limit(1).with_for_update(skip_locked=True)
+    others = (waiting.job_id.not_in(besides),) if besides else ()
+    return select(waiting.job_id).where(live, ready, *others).order_by(waiting.job_id).limit(1).with_for_update(skip_locked=True)
 
 
 def _look(connection: Connection, job_id: str) -> Row[*tuple[Any, ...]] | None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import SecretStr
-from store_samples import Ticking
+from store_samples import Ticking, artifact
 from tiny_jobs import dense, dense_data, tiny_job
 
 from server.artifacts import Artifacts
 from server.inputs import file_ids, resolve
-from server.runner import Errand, Narrator, capped, only_one, serve
-from server.store.database import Database, LeaseLost, sqlite_url
+from server.runner import LATER, Errand, Narrator, capped, failure, main, only_one, report, serve
+from server.store.database import Database, LeaseLost, StorageBusy, sqlite_url
 from server.store.events import EventReader
 from server.store.files import FileStore
 from server.store.jobs import JobStore
@@ -57,10 +58,17 @@ class Place:
         self.spec = local.model_copy(update={"model": sent.id, "data": local.data.model_copy(update=roles)})
 
     def run(self) -> Errand:
+        errand = self.errand()
+        with only_one(self.folder / "jobs" / "j1") as folder:
+            serve(errand, self.database, folder)
+        return errand
+
+    def errand(self) -> Errand:
+        """The job is submitted and claimed."""
         self.jobs.submit("j1", self.spec, owner=None, files=file_ids(self.spec))
         claim = self.jobs.claim("here", 3600)
         assert claim is not None
-        errand = Errand(
+        return Errand(
             database_url=SecretStr(self.database.url),
             artifacts_url=str(self.folder / "artifacts"),
             scratch=str(self.folder / "scratch"),
@@ -70,9 +78,6 @@ class Place:
             parallel=4,
             memory_gb=8.0,
         )
-        with only_one(self.folder / "jobs" / "j1") as folder:
-            serve(errand, self.database, folder)
-        return errand
 
     def bytes_of(self, name: str) -> bytes:
         return b"".join(self.artifacts.open(self.jobs.artifact("j1", name).sha256))
@@ -141,6 +146,68 @@ def test_a_job_that_cannot_run_fails_and_says_why(tmp_path: Path, monkeypatch: p
     assert [json.loads(text)["state"] for _, text in EventReader(place.database).after("j1", 0)][-1] == "failed"
     assert place.jobs.artifacts("j1") == []
     place.database.close()
+
+
+def busy(*_: Any, **__: Any) -> None:
+    raise StorageBusy("storing a trial failed: database is locked (s.db). Try again.")
+
+
+def run_main(errand: Errand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.runner.end_with_parent", lambda _parent: None)
+    monkeypatch.setattr("sys.stdin", StringIO(errand.as_line()))
+    main()
+
+
+def test_a_database_that_is_busy_is_no_failure_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place(tmp_path)
+    errand = place.errand()
+    with monkeypatch.context() as patch:
+        patch.setattr(JobStore, "note", busy)
+        with pytest.raises(SystemExit) as ended:
+            run_main(errand, patch)
+    assert ended.value.code == LATER
+    assert capsys.readouterr().err == "storing a trial failed: database is locked (s.db). Try again.\n"
+    view = place.jobs.view("j1")
+    assert (view.state, view.error) == (JobState.RUNNING, None)
+    run_main(errand, monkeypatch)
+    assert place.jobs.row_state("j1") == JobState.SUCCEEDED
+    place.database.close()
+
+
+def test_a_job_without_a_folder_to_work_in_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path)
+    (tmp_path / "jobs").write_text("a file")
+    run_main(place.errand(), monkeypatch)
+    error = place.jobs.view("j1").error
+    assert error is not None
+    assert (error.type, error.step) == ("StorageError", "prepare")
+    assert error.message.startswith("writing the folder jobs/j1 failed: ")
+    assert str(tmp_path) not in error.message
+    place.database.close()
+
+
+def test_why_a_job_failed_is_told_for_a_caller() -> None:
+    errand = Errand(
+        database_url=SecretStr("sqlite://"), artifacts_url="a", scratch="s", jobs_folder="/srv/data/jobs", job_id="j", lease="l",
+        parallel=1, memory_gb=1.0,
+    )  # fmt: skip
+    error = StorageError("writing x failed: No space left on device (/srv/data/jobs/j/x). Free some space, then go on with --resume.")
+    told = failure(error, "search", errand).message
+    assert told == "writing x failed: No space left on device (jobs/j/x). Free some space, then resume the job."
+
+
+def test_a_server_that_is_gone_does_not_fail_the_trial_it_cannot_be_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with TextIOWrapper(open(writer, "wb", buffering=0), write_through=True) as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        report({"seconds": 1.0, "state": "complete"})
+        with pytest.raises(BrokenPipeError):
+            stdout.write("the pipe is really broken")
+        monkeypatch.undo()
 
 
 def test_ids_become_names_without_folders(finished: Place, tmp_path: Path) -> None:
@@ -218,6 +285,9 @@ def test_what_the_checks_found_is_remembered(finished: Place) -> None:
 def test_a_runner_without_the_lease_writes_nothing(finished: Place) -> None:
     with pytest.raises(LeaseLost):
         finished.jobs.note("j1", "another", progress=finished.jobs.view("j1").progress)
+    with pytest.raises(LeaseLost):
+        finished.jobs.add_artifact("j1", artifact("trials/99.plan.json"), "another")
+    assert "trials/99.plan.json" not in {item.name for item in finished.jobs.artifacts("j1")}
 
 
 def test_a_folder_is_for_one_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

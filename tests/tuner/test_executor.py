@@ -24,7 +24,7 @@ from tuner.errors import (
     TrialError,
     WrongKind,
 )
-from tuner.executor import LocalExecutor
+from tuner.executor import LocalExecutor, harmless
 from tuner.job import Budget, Constraint, DataRef, DataSpec, JobSpec
 
 COMMAND = (sys.executable, fake_calls.__file__)
@@ -249,3 +249,9 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"writing the folder .* failed"):
         make(tmp_path / "file" / "cache")
+
+
+def test_credentials_do_not_reach_what_reads_strangers_files() -> None:
+    needed = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "ACCUTUNE_CACHE": "c"}
+    secret = {"AWS_SECRET_ACCESS_KEY": "s", "ACCUTUNE_DATABASE_URL": "p", "ACCUTUNE_ARTIFACTS_URL": "u", "PGPASSWORD": "p"}
+    assert harmless(needed | secret) == needed

@@ -102,6 +102,8 @@ def test_an_unknown_key_suggests_the_nearest(changes: dict[str, Any], field: str
         ({"stop": "now"}, "stop: Input should be 'budget' or 'first', got 'now'"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, got -1"),
         ({"budget": {"trials": 0}}, "budget.trials: Input should be greater than or equal to 1, got 0"),
+        ({"budget": {"seconds": float("inf")}}, "budget.seconds: Input should be less than or equal to 31622400, got inf"),
+        ({"budget": {"trial_seconds": 1e12}}, "budget.trial_seconds: Input should be less than or equal to 31622400, got 1000000000000.0"),
         ({"model": ["m"]}, "model must be a text, got ['m']"),
     ],
 )

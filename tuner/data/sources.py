@@ -144,7 +144,11 @@ def check_unpacked(path: Path, size: int) -> None:
 
 def too_large(name: str, size: int, limit: int, remedy: str) -> DataError:
     """The error for a file that would unpack to more than `limit` bytes."""
-    return DataError(f"{name} would unpack to {size >> 30} GiB, more than the {limit >> 30} GiB allowed. {remedy}")
+    return DataError(f"{name} would unpack to {_gib(size)} GiB, more than the {_gib(limit)} GiB allowed. {remedy}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}".rstrip("0").rstrip(".")
 
 
 def member_header(path: Path, info: zipfile.ZipInfo, called: str) -> Header:

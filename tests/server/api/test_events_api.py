@@ -83,6 +83,7 @@ def test_who_has_everything_of_a_settled_job_gets_204(services: Services, server
     assert ids(server, 2) == [3]
     # A browser that reconnects sends its header beside the query that the page once wrote.
     assert httpx.get(f"{server.url}{PATH}?after=0", headers={"Last-Event-ID": "3"}).status_code == 204
+    assert httpx.get(f"{server.url}{PATH}?after=x", headers={"Last-Event-ID": "3"}).status_code == 422
 
 
 @pytest.mark.parametrize("name", ["Last-Event-ID", "after"])

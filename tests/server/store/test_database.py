@@ -17,7 +17,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from server.store import engines
-from server.store.complaints import StorageFull, complaint
+from server.store.complaints import StorageBusy, StorageFull, complaint
 from server.store.database import Database, sqlite_url
 from server.store.models import KeyRow, UtcDateTime
 from tuner.errors import StorageError
@@ -203,12 +203,12 @@ def test_every_spelling_of_postgresql_takes_the_same_driver(scheme: str) -> None
     ("error", "kind", "text"),
     [
         (psycopg.errors.DiskFull("could not extend file: No space left\nHINT: x"), StorageFull, "Give the database server more room"),
-        (psycopg.errors.TooManyConnections("too many clients"), StorageError, "raise max_connections there, or run fewer jobs at once"),
+        (psycopg.errors.TooManyConnections("too many clients"), StorageBusy, "raise max_connections there, or run fewer jobs at once"),
         (psycopg.errors.InsufficientPrivilege("permission denied"), StorageError, "Grant the user the right to create and change tables"),
-        (psycopg.errors.DeadlockDetected("deadlock detected"), StorageError, "Another process was in its way: try again."),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), StorageBusy, "Another process was in its way: try again."),
         (
             psycopg.OperationalError("wrong password geheim"),
-            StorageError,
+            StorageBusy,
             "password *** (database 'accutune' at db.example:5432). Check",
         ),
     ],

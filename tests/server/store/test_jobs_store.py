@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from typing import Any
 
 import pytest
 from store_samples import (
@@ -33,7 +34,7 @@ from server.store.trials import SqlTrialStore
 from tuner.errors import AccutuneError, JobError
 from tuner.results import TrialFailure
 from tuner.store import JobState
-from tuner.wire import JobEvent, JobProgress
+from tuner.wire import JobDetail, JobEvent, JobProgress, JobView, Page
 
 DIED = TrialFailure(type="StudyDied", message="the process ended", step="study")
 
@@ -116,16 +117,34 @@ def test_an_id_that_is_taken_is_refused(jobs: JobStore) -> None:
     assert jobs.view("j").name == "first"
 
 
+def page_of(jobs: JobStore, **given: Any) -> Page[JobView]:
+    return Page[JobView].model_validate_json(jobs.page(**{"cursor": None, "state": None, "model": None, "name": None} | given))
+
+
+def test_what_is_sent_is_what_was_stored(jobs: JobStore) -> None:
+    add_job(jobs, "j1", name="a b", owner="key1")
+    claim = jobs.claim("n", 60)
+    assert claim is not None
+    jobs.note("j1", claim.lease, progress=JobProgress(phase="search", done=3, total=9, metrics=("top1",)))
+    assert JobDetail.model_validate_json(jobs.text("j1")) == jobs.view("j1")
+    jobs.finish("j1", claim.lease, result("j1"), ())
+    jobs.settle("j1", claim.lease, JobState.FAILED, TrialFailure(type="T", message='said "no"', step="s"))
+    view = jobs.view("j1")
+    assert (view.owner, view.error and view.error.message, view.result) == ("key1", 'said "no"', result("j1"))
+    assert JobDetail.model_validate_json(jobs.text("j1")) == view
+    assert page_of(jobs, limit=5).items == (JobView.model_validate(view.model_dump(include=set(JobView.model_fields))),)
+
+
 def test_pages_go_from_the_newest_to_the_oldest_job_and_miss_none(jobs: JobStore) -> None:
     for number in range(7):
         add_job(jobs, f"j{number}")
-    first = jobs.page(cursor=None, limit=3, state=None, model=None, name=None)
+    first = page_of(jobs, cursor=None, limit=3, state=None, model=None, name=None)
     add_job(jobs, "j9")
-    second = jobs.page(cursor=first.next, limit=3, state=None, model=None, name=None)
-    last = jobs.page(cursor=second.next, limit=3, state=None, model=None, name=None)
+    second = page_of(jobs, cursor=first.next, limit=3, state=None, model=None, name=None)
+    last = page_of(jobs, cursor=second.next, limit=3, state=None, model=None, name=None)
     assert [[view.id for view in page.items] for page in (first, second, last)] == [["j6", "j5", "j4"], ["j3", "j2", "j1"], ["j0"]]
     assert last.next is None
-    assert jobs.page(cursor=None, limit=8, state=None, model=None, name=None).next is None
+    assert page_of(jobs, cursor=None, limit=8).next is None
 
 
 FILTERS = list(itertools.product([None, JobState.QUEUED, JobState.CANCELLED], [None, "m1"], [None, "ab", "a_", "é"]))
@@ -146,7 +165,7 @@ def test_filters_narrow_the_list_alone_and_together(jobs: JobStore) -> None:
         ]
         found, cursor = [], None
         while True:
-            page = jobs.page(cursor=cursor, limit=2, state=state, model=model, name=name)
+            page = page_of(jobs, cursor=cursor, limit=2, state=state, model=model, name=name)
             found += [view.id for view in page.items]
             cursor = page.next
             if cursor is None:
@@ -243,7 +262,7 @@ def test_notes_are_kept_only_while_the_job_is_held(jobs: JobStore, database: Dat
     jobs.note("j", claim.lease, progress=progress.model_copy(update={"done": 4}))
     jobs.note("j", claim.lease, event=said)
     assert jobs.view("j").progress.done == 4
-    assert jobs.page(cursor=None, limit=1, state=None, model=None, name=None).items[0].progress.trials == 3
+    assert page_of(jobs, limit=1).items[0].progress.trials == 3
     assert jobs.view("j").updated == updated
     events = [JobEvent.model_validate_json(text) for _, text in EventReader(database).after("j", 2)]
     assert [(event.seq, event.done, event.at > START) for event in events] == [(3, 3, True), (4, 3, True)]
@@ -323,7 +342,7 @@ def test_an_unknown_job_is_named(jobs: JobStore, use: Callable[[JobStore, str], 
 def test_odd_filters_find_nothing(jobs: JobStore) -> None:
     add_job(jobs, "j")
     for odd in ({"name": "a\0"}, {"model": "\0"}, {"name": "%"}, {"name": "_"}):
-        assert jobs.page(**{"cursor": None, "limit": 5, "state": None, "model": None, "name": None} | odd).items == ()
+        assert page_of(jobs, limit=5, **odd).items == ()
     with pytest.raises(JobError, match="cursor must be what an earlier page of this very list gave as `next`") as caught:
         jobs.page(cursor="\0", limit=5, state=None, model=None, name=None)
     assert caught.value.field == "cursor"

@@ -57,11 +57,11 @@ def test_revoking_an_unknown_key_names_it(keys: KeyStore, id: str) -> None:
 
 
 def test_a_key_is_active_until_it_is_revoked_or_expires(keys: KeyStore, database: Database) -> None:
-    assert not keys.any_active()
+    assert (keys.any(), keys.any_active()) == (False, False)
     add(keys, "k")
-    assert keys.any_active()
+    assert (keys.any(), keys.any_active()) == (True, True)
     keys.revoke("k")
-    assert not keys.any_active()
+    assert (keys.any(), keys.any_active()) == (True, False)
     add(keys, "l", days=2)
     assert keys.any_active()
     database.now = lambda: START + timedelta(days=2)

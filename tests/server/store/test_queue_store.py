@@ -29,7 +29,7 @@ from server.store.models import JobRow, TrialRow
 from server.store.trials import SqlTrialStore
 from tuner.results import TrialFailure, TrialState
 from tuner.store import JobState
-from tuner.wire import JobEvent, JobProgress
+from tuner.wire import JobEvent, JobProgress, JobView, Page
 
 DIED = TrialFailure(type="StudyDied", message="the process ended", step="study")
 
@@ -106,7 +106,8 @@ def test_a_spec_that_cannot_be_read_does_not_block_the_queue(jobs: JobStore, dat
     assert claim is not None
     assert claim.job_id == "b"
     assert jobs.row_state("a") == JobState.FAILED
-    error = jobs.page(cursor=None, limit=9, state=JobState.FAILED, model=None, name=None).items[0].error
+    text = jobs.page(cursor=None, limit=9, state=JobState.FAILED, model=None, name=None)
+    error = Page[JobView].model_validate_json(text).items[0].error
     assert error is not None
     assert (error.type, error.step) == ("StorageError", "claim")
     assert error.message.startswith("job 'a' cannot be read back: version: ")
