@@ -94,7 +94,7 @@ class FileStore:
                 named = ", ".join(f"'{job_id}'" for job_id in jobs[:NAMED])
                 raise Conflict(
                     f"{NAMES[kind]} '{id}' is needed by job{'s' if len(jobs) > 1 else ''} {named}{more} and cannot be deleted. "
-                    "Delete those first: DELETE /api/v1/jobs/{id}."
+                    "Delete those first: DELETE /api/v1/jobs/ID."
                 )
             table = TABLES[kind]
             connection.execute(delete(table).where(table.id == id))

@@ -170,7 +170,7 @@ def test_a_killed_job_goes_on_without_losing_a_row(tmp_path: Path, job_file: Wri
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_job_and_keeps_what_it_found(tmp_path: Path, job_file: WriteJob) -> None:
-    folder, full = tmp_path / "out", 256 * 1024
+    folder, full = tmp_path / "out", 1024 * 1024
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (full, full))

@@ -232,7 +232,7 @@ def test_a_request_to_cancel_stops_the_job_which_can_be_resumed(tmp_path: Path) 
     with pytest.raises(JobCancelled, match="the job was stopped; every finished trial is kept"):
         conclude(tmp_path, job, executor, store=store)
     assert store.job("job").state == JobState.CANCELLED
-    assert [trial.state for trial in store.trials("job")] == [TrialState.COMPLETE] * 3 + [TrialState.RUNNING]
+    assert [trial.state for trial in store.trials("job")] == [TrialState.COMPLETE] * 3 + [TrialState.QUEUED]
     result = conclude(tmp_path, job, FakeExecutor(job), store=store)
     assert result.trials == {"total": 12, "complete": 12}
     assert store.job("job").state == JobState.SUCCEEDED

@@ -133,7 +133,7 @@ def test_a_file_is_kept_while_jobs_need_it(files: FileStore, database: Database)
         files.delete(model)
     assert str(caught.value) == (
         f"model '{model}' is needed by jobs 'j0', 'j1', 'j2' and 2 more and cannot be deleted. "
-        "Delete those first: DELETE /api/v1/jobs/{id}."
+        "Delete those first: DELETE /api/v1/jobs/ID."
     )
     with pytest.raises(Conflict, match=f"dataset '{data}' is needed by job 'j0' and cannot"):
         files.delete(data)
