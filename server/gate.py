@@ -8,10 +8,11 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tuner.errors import DataError, InputError, JobError, ModelError, PlanError, StorageError, TrialError, writing
+from tuner.errors import AccutuneError, DataError, InputError, JobError, ModelError, PlanError, StorageError, TrialError, writing
 from tuner.executor import FILE_GB, Child, harmless
 from tuner.job import JobSpec
 from tuner.wire import DataFacts, ModelFacts
@@ -50,6 +51,11 @@ class Gate:
         self._sweep()
         settings = {"scratch": str(self._scratch), "memory_gb": memory_gb, "file_gb": file_gb}
         self._child = Child(tuple(command), settings, cache / "gate.log", harmless(os.environ) | _THRIFTY)
+
+    def warm(self) -> None:
+        """Start the child, so that the first who sends something need not wait for it."""
+        with suppress(AccutuneError):  # Whoever sends something will be told.
+            self._call("ready", {}, JobError)
 
     def inspect_model(self, path: Path, name: str) -> ModelFacts:
         """What the model file at `path`, which its sender calls `name`, holds. Raises ModelError, WrongKind."""

@@ -6,6 +6,7 @@ import fcntl
 import ipaddress
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         unpacked = settings.max_unpacked_gb
         gate = Gate(settings.data_dir / "gate", settings.inspect_memory_gb, settings.inspect_seconds, file_gb=unpacked)
         stack.callback(gate.close)
+        threading.Thread(target=gate.warm, daemon=True).start()
         events = EventReader(database)
         hub = EventHub(events)
         services = Services(

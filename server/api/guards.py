@@ -8,11 +8,10 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from server import logs
-from server.api.services import Services, ServicesDep
+from server.api.services import Services, services_of
 from server.auth import ANONYMOUS, MALFORMED, MISSING, Caller, Forbidden, TooMany, Unauthorized
 from tuner.wire import Role
 
@@ -22,16 +21,15 @@ PUBLIC = frozenset({"/healthz", "/readyz", "/api/v1/openapi.json"})
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 MAKE_A_KEY = "Make an API key (tuner keys create NAME) and send it as 'Authorization: Bearer acc_…'."
 
-# Here for the OpenAPI description alone: the guards read the header themselves, to say what is wrong with it.
-BEARER = HTTPBearer(auto_error=False, scheme_name="key", bearerFormat="acc_…", description="An API key, made with `tuner keys create`.")
-
 Guard = Callable[..., Awaitable[Caller]]
 
 
 def needs(role: Role) -> Guard:
     """The dependency that lets pass, and tells, a caller who may do what `role` may. It carries its role as an attribute."""
 
-    async def guard(request: Request, services: ServicesDep, _scheme: Annotated[object, Depends(BEARER)]) -> Caller:
+    # No dependencies of its own: resolving each takes as long as everything that is done here.
+    async def guard(request: Request) -> Caller:
+        services = await services_of(request)
         logs.job_id.set(request.path_params.get("job_id"))
         caller = await identify(request, services)
         logs.key_id.set(caller.id)

@@ -15,6 +15,7 @@ from tuner.wire import Problem
 PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
 EVERYWHERE = (422, 503)
 GUARDED = (401, 403, 429)
+KEY = {"type": "http", "scheme": "bearer", "bearerFormat": "acc_…", "description": "An API key, made with `tuner keys create`."}
 TAGS = [
     {"name": "models", "description": "ONNX models to be compressed."},
     {"name": "datasets", "description": "Arrays of rows to calibrate, search and certify with."},
@@ -30,6 +31,7 @@ TAGS = [
 def completed(document: dict[str, Any]) -> dict[str, Any]:
     """The document with every answer in it that the service gives."""
     components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": KEY}
     schemas = components.setdefault("schemas", {})
     for name, schema in _own_schemas().items():
         schemas.setdefault(name, schema)
@@ -44,6 +46,8 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
 
 def _complete(operation: dict[str, Any], *, public: bool) -> None:
     responses = operation["responses"]
+    if not public:
+        operation["security"] = [{"key": []}]
     # What the framework writes for an invalid request is not what is answered.
     responses.pop("422", None)
     missing = [status for status in (*EVERYWHERE, *(() if public else GUARDED)) if str(status) not in responses]

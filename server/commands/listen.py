@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import socket
 import threading
@@ -31,6 +32,9 @@ def listen(service: Service) -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            # What was imported stays for ever. Looking through it again at every collection makes requests wait.
+            gc.collect()
+            gc.freeze()
             log.info(_greeting(service, sockets or []))
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -201,3 +201,14 @@ def test_an_impossible_plan_is_refused(gate: Gate, tmp_path: Path) -> None:
         JobError, lambda: gate.rebuild(tmp_path / "plan.json", tmp_path / "model.onnx", tmp_path / "out.onnx")
     )
     assert issubclass(PlanError, InputError) and not (tmp_path / "out.onnx").exists()
+
+
+def test_a_warmed_gate_has_its_child_before_anybody_asks(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate", memory_gb=1, seconds=60)
+    gate.warm()
+    process = gate._child._process
+    assert process is not None
+    assert process.poll() is None
+    gate.close()
+    gate.warm()
+    assert process.wait(10) == -9

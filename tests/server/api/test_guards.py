@@ -263,14 +263,6 @@ def test_the_roles_of_routes_can_be_read(app: FastAPI) -> None:
     assert "GET /healthz" not in found
 
 
-def test_the_document_says_that_keys_are_needed(app: FastAPI) -> None:
-    described = ask(app, "/api/v1/openapi.json").json()
-    scheme = described["components"]["securitySchemes"]["key"]
-    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
-    assert described["paths"]["/look"]["get"]["security"] == [{"key": []}]
-    assert "security" not in described["paths"]["/healthz"]["get"]
-
-
 def test_a_key_that_is_shown_is_not_logged(app: FastAPI, ring: Keyring, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     key = ring.text()

@@ -48,6 +48,14 @@ def test_every_operation_has_a_name_a_tag_and_words_of_its_own(document: dict[st
     assert {tag for _, _, operation in operations(document) for tag in operation["tags"]} <= known
 
 
+def test_every_guarded_operation_says_that_it_needs_a_key_and_the_others_do_not(document: dict[str, Any]) -> None:
+    scheme = document["components"]["securitySchemes"]["key"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    asked = {path: operation.get("security") for path, _, operation in operations(document)}
+    assert asked == {path: None if path in PUBLIC else [{"key": []}] for path in asked}
+    assert {path for path, security in asked.items() if not security} == {"/healthz", "/readyz"}
+
+
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     wanted = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
     assert "JobSpec" in wanted
