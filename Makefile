@@ -25,7 +25,7 @@ demo: install ## train a small network, tune it and show the report
 	@$(VENV)/bin/tuner demo
 
 test: install ## run every test, the slow ones too
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: install ## lint and type-check
 	@$(VENV)/bin/ruff check .

@@ -76,7 +76,8 @@ def upgrade(connection: Connection, shown: str) -> list[str]:
         return []
     from server.store.migrations import migrate
 
-    migrate(connection, found)
+    # Tables of the first revision may date from before revisions were written down.
+    migrate(connection, found, unwritten=found == REVISIONS[0])
     return list(REVISIONS[REVISIONS.index(found) + 1 :])
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
 
-from server.store.schema import MIGRATIONS, REVISIONS
 
-
-def migrate(connection: Connection, found: str) -> None:
-    """From the revision `found` to the newest, within the caller's transaction."""
+def migrate(connection: Connection, found: str, *, unwritten: bool) -> None:
+    """From the revision `found` to the newest, within the caller's transaction. unwritten: the database may not say that it is of it."""
     config = configure(connection)
-    if found == REVISIONS[0]:
-        # Its tables may date from before revisions were written down.
+    if unwritten:
         command.stamp(config, found)
     command.upgrade(config, "head")
 
@@ -21,5 +20,5 @@ def migrate(connection: Connection, found: str) -> None:
 def configure(connection: Connection) -> Config:
     """Alembic's settings, without a file of its own: the scripts lie in this package."""
     config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     return config
