@@ -46,13 +46,19 @@ def result(folder: Path) -> JobResult:
     return JobResult.model_validate_json((folder / "result.json").read_bytes())
 
 
+def _hear_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would everything that the tests start from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
     """A job in a process of its own, waited for until it has finished some trials."""
 
     def __init__(self, job: Path, folder: Path, trials: int) -> None:
         self._log = folder.with_suffix(".log")
         with self._log.open("w") as log:
-            self.process = subprocess.Popen([*COMMAND, "run", str(job), "--out", str(folder)], stdout=log, stderr=log)
+            command = [*COMMAND, "run", str(job), "--out", str(folder)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_hear_ctrl_c)
         deadline = time.monotonic() + 60
         while len(rows(folder)) < trials and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
