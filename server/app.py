@@ -27,8 +27,9 @@ Upload a trained model and data, say how much accuracy may be lost, and get back
 that target, with proof. Errors are `application/problem+json` (RFC 9457): `errors` names each field, its rule and the way out.
 Lists come in pages; `next` is the `cursor` of the following one."""
 
-THREADS = 2
-"""How many handlers run at once. They compute in Python, one at a time; more threads only make each other wait."""
+THREADS = {"sqlite": 2, "postgresql": 4}
+"""How many handlers run at once. They compute in Python, one at a time: more threads only make each other wait, unless they wait for a
+database elsewhere."""
 
 
 class Api(FastAPI):
@@ -80,7 +81,7 @@ def _operation_id(route: APIRoute) -> str:
 def _running(services: Services, scheduler: Scheduler | None) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS[services.database.dialect]
         if scheduler is not None:
             scheduler.start()
         yield
