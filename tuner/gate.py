@@ -17,6 +17,7 @@ from tuner.evaluator import Evaluator
 from tuner.facts import data_facts, model_facts
 from tuner.job import JobSpec
 from tuner.limits import limit_files, limit_memory
+from tuner.measure.latency import computing
 from tuner.measure.runtime import Session
 from tuner.model.graph import Model
 from tuner.model.safety import read_limited
@@ -31,7 +32,7 @@ _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory"
 
 class Gate:
     """What the gate can be asked. Raises the InputError that says what is wrong, and MemoryError where that cannot be told within the
-    memory it has."""
+    memory it has. What computes waits while a latency is measured on this machine."""
 
     def __init__(self, scratch: Path, unpacked_bytes: int) -> None:
         """scratch: a folder for what has to be unpacked; empty again after each call. unpacked_bytes: the most that one file may unpack
@@ -43,7 +44,7 @@ class Gate:
 
     def inspect_model(self, path: str, name: str) -> ModelFacts:
         """What a model file holds, once it is known to be harmless and to load. Messages call it `name`."""
-        with _telling_memory():
+        with _telling_memory(), computing():
             model = Model.parse(read_limited(Path(path), name), name)
             facts = model_facts(model)
             try:
@@ -67,12 +68,13 @@ class Gate:
         check_names(spec)
         with writing("the folder for unpacking"):
             self._scratch.mkdir(parents=True, exist_ok=True)
-        with _telling_memory(), tempfile.TemporaryDirectory(dir=self._scratch) as cache, chdir(folder) if folder else nullcontext():
+        inside = chdir(folder) if folder else nullcontext()
+        with _telling_memory(), computing(), tempfile.TemporaryDirectory(dir=self._scratch) as cache, inside:
             return {"notes": check_fit(Evaluator(spec, Path(cache)))}
 
     def rebuild(self, plan: str, model: str, out: str) -> dict[str, str]:
         """Write the model that an applied plan makes of the original to `out`."""
-        with _telling_memory():
+        with _telling_memory(), computing():
             data = replay(Model.load(model), load_plan(Path(plan)))
         target = Path(out)
         part = target.with_name(f"{target.name}.partial")

@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tiny_jobs import CLASSES, FEATURES, dense, dense_data, net, save_data, tiny
 from tuner.errors import DataError, InputError, JobError, ModelError, PlanError, UnknownName, WrongKind
 from tuner.gate import Gate
 from tuner.job import Constraint, DataRef
+from tuner.measure.latency import alone
 from tuner.model.graph import serialize
 from tuner.worker import serve
 
@@ -299,3 +302,15 @@ def test_everything_passes_through_the_worker_protocol(tmp_path: Path) -> None:
     assert sent[1]["input_error"]["type"] == "WrongKind"
     assert sent[2] == {"result": {"notes": []}}
     assert sent[3]["input_error"]["type"] == "JobError"
+
+
+def test_the_gate_waits_while_a_latency_is_measured(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # Locks of this test alone.
+    job = tiny_job(tmp_path / "job")
+    calls = (lambda: gate.inspect_model(job.model, "m"), lambda: gate.check_job(job.model_dump(mode="json")))
+    with ThreadPoolExecutor() as pool:
+        with alone():
+            asked = [pool.submit(call) for call in calls]
+            assert wait(asked, timeout=0.5).done == set()
+        assert wait(asked, timeout=60).not_done == set()
+    assert [future.exception() for future in asked] == [None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,14 +91,26 @@ def _block(run: Callable[[], object], calls: int, clock: Callable[[], float]) ->
     return (clock() - start) / calls
 
 
+_inside = threading.local()
+
+
 @contextmanager
 def computing() -> Iterator[None]:
-    """Held around any other heavy work of ours on this machine. Several may hold it at once, none while someone is `alone`."""
+    """Held around any other heavy work of ours on this machine. Several may hold it at once, none while someone is `alone`.
+
+    Within itself it does nothing: to ask for the gate while holding the room is to wait for ever for who waits for the room."""
+    if getattr(_inside, "computing", False):
+        yield
+        return
     with _lock("gate") as gate, _lock("room") as room:
         _take(gate, exclusive=True)
         _take(room, exclusive=False)
         _release(gate)
-        yield
+        _inside.computing = True
+        try:
+            yield
+        finally:
+            _inside.computing = False
 
 
 @contextmanager

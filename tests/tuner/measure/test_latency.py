@@ -152,3 +152,18 @@ def test_an_error_gives_the_locks_back() -> None:
     leave.set()
     inside(alone, entered, leave).join(10)
     assert entered.is_set()
+
+
+@pytest.mark.usefixtures("own_locks")
+@pytest.mark.timeout(30)
+def test_computing_within_computing_does_not_wait_for_who_waits_for_it() -> None:
+    entered, leave = threading.Event(), threading.Event()
+    with computing():
+        waiting = inside(alone, entered, leave)  # It has the gate now, or soon, and waits for the room.
+        assert not entered.wait(0.3)
+        with computing():
+            assert not entered.is_set()
+        assert not entered.wait(0.1)
+    assert entered.wait(10)
+    leave.set()
+    waiting.join(10)
