@@ -5,7 +5,6 @@ Every write is one transaction: it is there wholly or not at all, and no lock is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +15,9 @@ from server.store.database import Database
 from server.store.events import append_event, lease_lost, state_event
 from server.store.lookups import plain
 from server.store.models import JobRow, MeasurementRow, TrialRow
+from server.store.queue import requeue_trials
 from tuner.job import JobSpec
-from tuner.results import TrialResult, TrialState
+from tuner.results import TrialResult
 from tuner.store import (
     ALLOWED,
     RESUMABLE,
@@ -105,7 +105,7 @@ class SqlTrialStore:
                 changes["cancel_requested"] = False
             connection.execute(update(JobRow).where(JobRow.job_id == job_id).values(**changes))
             if state != JobState.RUNNING:
-                queue_running_trials(connection, job_id)
+                requeue_trials(connection, job_id)
             if state != job.state:
                 append_event(connection, job_id, state_event(state, moment), moment)
 
@@ -175,19 +175,6 @@ class SqlTrialStore:
 
     def _require(self, job_id: str) -> None:
         self.cancel_requested(job_id)
-
-
-def queue_running_trials(connection: Connection, job_id: str) -> None:
-    """Trials of a job that nobody runs any more wait to be run again."""
-    left = select(TrialRow.number, TrialRow.summary, TrialRow.result)
-    for number, summary, result in connection.execute(left.where(TrialRow.job_id == job_id, TrialRow.state == TrialState.RUNNING)).all():
-        this = update(TrialRow).where(TrialRow.job_id == job_id, TrialRow.number == number)
-        connection.execute(this.values(state=TrialState.QUEUED, summary=_queued(summary), result=_queued(result)))
-
-
-def _queued(text: str) -> str:
-    """As text, not as a value: a row of another version, which cannot be read, must not keep its job from being taken up."""
-    return json.dumps(json.loads(text) | {"state": TrialState.QUEUED.value}, ensure_ascii=False)
 
 
 def _columns(job_id: str, trial: TrialResult) -> dict[str, Any]:
