@@ -137,9 +137,12 @@ def resnet20(seed: int = 0) -> Model:
     return net.output(net.gemm(pooled, 64, 10, "fc")).model()
 
 
-def run(data: bytes | Model, feed: Feed, names: Sequence[str] | None = None, optimize: bool = True) -> list[Array]:
-    """All outputs in onnxruntime. optimize=False: as the graph is written, without the runtime's fusions."""
+def run(data: bytes | Model, feed: Feed, names: Sequence[str] | None = None, optimize: bool = True, precise: bool = True) -> list[Array]:
+    """All outputs in onnxruntime. optimize=False: as the graph is written, without the runtime's fusions. precise: graphs are compared and
+    not processors, of which those without VNNI let sums of u8 × s8 saturate at 16 bits otherwise."""
     options = ort.SessionOptions()
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     if not optimize:
@@ -194,7 +197,7 @@ def cosine(a: Array, b: Array) -> float:
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
 
-def agreement(model: Model, data: bytes, feed: Feed | None = None) -> float:
+def agreement(model: Model, data: bytes, feed: Feed | None = None, precise: bool = True) -> float:
     """The least cosine between an output of the original and that of a compressed model."""
     batch = feed or rows(model)
-    return min(cosine(a, b) for a, b in zip(run(model, batch), run(data, batch), strict=True))
+    return min(cosine(a, b) for a, b in zip(run(model, batch), run(data, batch, precise=precise), strict=True))

@@ -180,7 +180,8 @@ def test_a_weight_that_two_layers_share(second: str | None) -> None:
     else:
         assert stored == ["one.w", "one.w_q", "one.w_s", "one.w_z"]
     onnx.checker.check_model(onnx.load_from_string(data))
-    assert agreement(model, data) > 0.999
+    # The runtime's precise mode cannot load a weight that two layers share.
+    assert agreement(model, data, precise=False) > 0.999
 
 
 def test_a_table_that_is_a_weight_too() -> None:
