@@ -13,11 +13,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 import tuner
-from server.api import catalogue, events, files, health, jobs, keys, problems, results, trials
+from server.api import catalogue, compare, events, figures, files, health, jobs, keys, problems, results, session, system, trials
 from server.api.answers import PREFIX
 from server.api.health import Readiness, standard_checks
 from server.api.schema import TAGS, completed
 from server.api.services import Services
+from server.dashboard import pages
 from server.logs import RequestLog
 from server.metrics import HttpMetrics, Metrics, route_template
 from server.scheduler import Scheduler
@@ -68,9 +69,10 @@ def create_app(services: Services, metrics: Metrics | None = None, scheduler: Sc
     problems.install(app)
     app.add_middleware(HttpMetrics, metrics=app.state.metrics)
     # Those that are asked for most stand first: a request is compared with one route after the other.
-    for router in (jobs.router, trials.router, results.router, events.router, files.router, catalogue.router, keys.router):
-        app.include_router(router, prefix=PREFIX)
+    for part in (jobs, trials, results, compare, figures, events, files, catalogue, keys, session, system):
+        app.include_router(part.router, prefix=PREFIX)
     app.include_router(health.router)
+    app.include_router(pages.router)
     return app
 
 

@@ -82,7 +82,7 @@ class Keys:
             id=key_id,
             name=request.name,
             role=request.role,
-            secret_sha256=_digest(secret),
+            secret_sha256=digest(secret),
             created=created,
             expires=created + timedelta(days=request.days) if request.days else None,
         )
@@ -90,19 +90,20 @@ class Keys:
 
     def caller(self, key: str) -> Caller:
         """Who holds this key. Unauthorized says why it is refused, but of an id that is shown without its secret tells nothing."""
+        return caller_of(self.holder(key))
+
+    def holder(self, key: str) -> KeyView:
+        """The same with all that lists show of the key."""
         parts = _KEY.fullmatch(key)
         if parts is None:
             raise Unauthorized(MALFORMED)
         stored = self._rows.get(parts[1])
         # For an id that nobody has, the same work: the time an answer takes tells no ids.
-        same = hmac.compare_digest(_digest(parts[2]), stored.secret_sha256 if stored else _NOBODYS)
+        same = hmac.compare_digest(digest(parts[2]), stored.secret_sha256 if stored else _NOBODYS)
         if stored is None or not same:
             raise Unauthorized(UNKNOWN)
-        if stored.revoked is not None:
-            raise Unauthorized(_over(stored, "was revoked", stored.revoked))
-        if stored.expires is not None and stored.expires <= self._now():
-            raise Unauthorized(_over(stored, "expired", stored.expires))
-        return Caller(id=stored.id, name=stored.name, role=stored.role)
+        check_good(stored, self._now())
+        return stored
 
     def list(self) -> tuple[KeyView, ...]:
         return self._rows.list()
@@ -112,7 +113,20 @@ class Keys:
         return self._rows.revoke(key_id)
 
 
-def _digest(secret: str) -> str:
+def caller_of(key: KeyView) -> Caller:
+    return Caller(id=key.id, name=key.name, role=key.role)
+
+
+def check_good(key: KeyView, now: datetime) -> None:
+    """Unauthorized for a key that was revoked or has expired."""
+    if key.revoked is not None:
+        raise Unauthorized(_over(key, "was revoked", key.revoked))
+    if key.expires is not None and key.expires <= now:
+        raise Unauthorized(_over(key, "expired", key.expires))
+
+
+def digest(secret: str) -> str:
+    """What is kept of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

@@ -195,7 +195,7 @@ def spaces(
     from search_spaces.space import resolve
     from tuner.compress.fusion import prepare
     from tuner.compress.quantization.placement import candidates
-    from tuner.measure.runtime import processor_features
+    from tuner.measure.machine import processor_features
     from tuner.model.graph import Model
 
     if space is not None and space not in preset_names():

@@ -15,6 +15,7 @@ from typing import Any
 from tuner.errors import AccutuneError, DataError, InputError, JobError, ModelError, PlanError, StorageError, TrialError, writing
 from tuner.executor import FILE_GB, Child, harmless
 from tuner.job import JobSpec
+from tuner.preview import JobPreview
 from tuner.wire import DataFacts, ModelFacts
 
 Refuse = Callable[[str], InputError]
@@ -67,11 +68,10 @@ class Gate:
         arguments = {"path": str(path.resolve()), "name": name}
         return DataFacts.model_validate(self._call("inspect_data", arguments, lambda why: DataError(f"data file {name} {why}")))
 
-    def check_job(self, job: JobSpec, folder: Path | None = None) -> dict[str, list[str]]:
-        """Whether a job could start: {"notes": what will be decided for the user}. Its relative file names count from `folder`."""
+    def check_job(self, job: JobSpec, folder: Path | None = None) -> JobPreview:
+        """What a job would do, once it is known that it could start. Its relative file names count from `folder`."""
         arguments = {"job": job.model_dump(mode="json"), "folder": None if folder is None else str(folder.resolve())}
-        found: dict[str, list[str]] = self._call("check_job", arguments, lambda why: JobError(f"the job {why}"))
-        return found
+        return JobPreview.model_validate(self._call("check_job", arguments, lambda why: JobError(f"the job {why}")))
 
     def rebuild(self, plan: Path, model: Path, out: Path) -> dict[str, str]:
         """Write the model that an applied plan makes of the original to `out`: {"sha256": of the file}. Raises PlanError."""

@@ -27,7 +27,7 @@ from server.store.trials import SqlTrialStore
 from tuner.conclude import run_job
 from tuner.errors import InputError, JobCancelled, StorageError, TrialError, writing
 from tuner.executor import LocalExecutor, harmless
-from tuner.files import plan_file, write_text
+from tuner.files import layers_file, plan_file, rows_file, write_text
 from tuner.job import JobSpec
 from tuner.limits import end_with_parent
 from tuner.progress import Event, Phase
@@ -65,12 +65,13 @@ class Errand(Frozen):
 
 
 class ServedStore(SqlTrialStore):
-    """The trial store of a running job: it publishes each trial's plan before the trial, and leaves the word on failure to the
-    runner, which knows why."""
+    """The trial store of a running job: it publishes each trial's plan and the scores of its rows before the trial, and leaves the
+    word on failure to the runner, which knows why."""
 
     def __init__(self, database: Database, lease: str, jobs: JobStore, artifacts: Artifacts, cache: Path) -> None:
         super().__init__(database, lease=lease)
         self._jobs, self._artifacts, self._cache = jobs, artifacts, cache
+        self._baseline_is_out = False
 
     def create_job(self, job_id: str, spec: JobSpec) -> None:
         """It is stored since it was submitted, with ids in place of files."""
@@ -82,18 +83,49 @@ class ServedStore(SqlTrialStore):
         plan = plan_file(self._cache, trial.number)
         if trial.finished and trial.error is None and plan.is_file():
             name = f"trials/{trial.number}.plan.json"
-            self._jobs.add_artifact(job_id, stored(self._artifacts, plan, name), self._lease)
+            self._publish(job_id, plan, name)
+            self._publish_rows(job_id, trial.number)
             trial = trial.model_copy(update={"artefact": name})
         super().save_trial(job_id, trial)
         if trial.finished:
             report({"seconds": sum(trial.timings.values()), "state": trial.state.value})
 
+    def publish_layers(self, job_id: str) -> bool:
+        """Publish the profiles of the layers; whether there are any."""
+        path = layers_file(self._cache)
+        if not path.is_file():
+            return False
+        self._publish(job_id, path, path.name)
+        return True
+
+    def _publish_rows(self, job_id: str, number: int) -> None:
+        """The original's scores go first, with the first trial that has any."""
+        baseline, rows = rows_file(self._cache, None), rows_file(self._cache, number)
+        if not (baseline.is_file() and rows.is_file()):
+            return
+        if not self._baseline_is_out:
+            self._publish(job_id, baseline, "rows.json")
+            self._baseline_is_out = True
+        self._publish(job_id, rows, f"trials/{number}.rows.json")
+
+    def _publish(self, job_id: str, path: Path, name: str) -> None:
+        self._jobs.add_artifact(job_id, stored(self._artifacts, path, name), self._lease)
+
 
 class Narrator:
-    """Turns the study's events into the job's, less those that follow each other too fast to be read."""
+    """Turns the study's events into the job's, less those that follow each other too fast to be read.
 
-    def __init__(self, jobs: JobStore, job_id: str, lease: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._jobs, self._job_id, self._lease, self._clock = jobs, job_id, lease, clock
+    profile: called when the search begins; whether it has published the profiles of the layers."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        job_id: str,
+        lease: str,
+        clock: Callable[[], float] = time.monotonic,
+        profile: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._jobs, self._job_id, self._lease, self._clock, self._profile = jobs, job_id, lease, clock, profile
         self._progress = JobProgress()
         self._last = float("-inf")
 
@@ -106,6 +138,8 @@ class Narrator:
         changes: dict[str, Any] = {"phase": event.phase, "done": event.done, "total": event.total, "seconds_left": event.seconds_left}
         if event.preflight is not None:
             changes["metrics"] = event.preflight.metrics
+        if event.phase == "search" and self.phase != "search":
+            changes["profiled"] = self._profile()
         if told.kind == "trial":
             changes |= {"trials": event.done, "best": told.best}
         self._progress = self._progress.model_copy(update=changes)
@@ -159,7 +193,7 @@ def serve(errand: Errand, database: Database, folder: Path) -> None:
     """Run the job, and record why where it fails."""
     jobs, artifacts = JobStore(database), Artifacts(errand.artifacts_url, Path(errand.scratch))
     store = ServedStore(database, errand.lease, jobs, artifacts, folder / "cache")
-    narrator = Narrator(jobs, errand.job_id, errand.lease)
+    narrator = Narrator(jobs, errand.job_id, errand.lease, profile=lambda: store.publish_layers(errand.job_id))
     try:
         asked = store.job(errand.job_id).spec
         inputs = folder / "inputs"

@@ -22,12 +22,14 @@ from server.gate import Gate
 from server.metrics import Metrics
 from server.runner import Errand
 from server.scheduler import Scheduler
+from server.sessions import Sessions
 from server.settings import Settings
 from server.store.database import Database, Observe, sqlite_url
 from server.store.events import EventReader
 from server.store.files import FileStore
 from server.store.jobs import Claim, JobStore
 from server.store.keys import KeyStore
+from server.store.sessions import SessionStore
 from server.store.trial_lists import TrialReader
 from tuner.errors import JobError, writing
 from tuner.files import write_text
@@ -85,6 +87,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
             events=events,
             files=FileStore(database),
             keys=Keys(keys),
+            sessions=Sessions(SessionStore(database)),
             artifacts=open_artifacts(settings),
             gate=gate,
             hub=hub,

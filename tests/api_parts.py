@@ -10,11 +10,14 @@ from typing import Any, cast
 import httpx
 from fastapi import FastAPI
 
+from server.api.guards import COOKIE
 from server.api.services import Services
 from server.auth import Keys
+from server.sessions import Sessions
 from server.settings import Settings
 from server.store.database import NotFound
 from server.store.keys import KeyStore, StoredKey
+from server.store.sessions import SessionStore, StoredSession
 from tuner.wire import KeyRequest, KeyView, Role
 
 START = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -57,17 +60,38 @@ class KeysInMemory:
         return view(self.rows[id])
 
 
+class SessionsInMemory:
+    """`SessionStore` without a database. rows: by the SHA-256 of what proves them, the id of the key and the end."""
+
+    def __init__(self, keys: KeysInMemory) -> None:
+        self.rows: dict[str, tuple[str, datetime]] = {}
+        self._keys = keys
+
+    def add(self, *, token_sha256: str, key_id: str, created: datetime, expires: datetime) -> None:
+        self.rows = {token: row for token, row in self.rows.items() if row[1] > created}
+        self.rows[token_sha256] = key_id, expires
+
+    def find(self, token_sha256: str) -> StoredSession | None:
+        found = self.rows.get(token_sha256)
+        return None if found is None else StoredSession(key=view(self._keys.rows[found[0]]), expires=found[1])
+
+    def remove(self, token_sha256: str) -> None:
+        self.rows.pop(token_sha256, None)
+
+
 def view(row: StoredKey) -> KeyView:
     return KeyView(**row.model_dump(exclude={"secret_sha256"}))
 
 
 class Keyring:
-    """Keys in memory, and a key's text at a call."""
+    """Keys and sessions in memory, and a key's text or a session's cookie at a call."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.store = KeysInMemory(self.clock)
         self.keys = Keys(cast(KeyStore, self.store), self.clock)
+        self.begun = SessionsInMemory(self.store)
+        self.sessions = Sessions(cast(SessionStore, self.begun), self.clock)
 
     def text(self, role: Role = "viewer", name: str = "ci", days: int | None = None) -> str:
         return self.keys.make(KeyRequest(name=name, role=role, days=days)).key
@@ -75,10 +99,18 @@ class Keyring:
     def bearer(self, role: Role = "viewer") -> dict[str, str]:
         return {"Authorization": f"Bearer {self.text(role)}"}
 
+    def token(self, role: Role = "viewer", days: int | None = None) -> str:
+        """What proves a new session with a new key."""
+        return self.sessions.make(self.keys.holder(self.text(role, days=days))).token
+
+    def cookie(self, role: Role = "viewer") -> dict[str, str]:
+        return {"Cookie": f"{COOKIE}={self.token(role)}"}
+
 
 def services_with(**parts: Any) -> Services:
     """Services of which those that are not given are None."""
-    given = {"settings": Settings(), "keys": Keyring().keys, "anonymous": False} | parts
+    ring = Keyring()
+    given = {"settings": Settings(), "keys": ring.keys, "sessions": ring.sessions, "anonymous": False} | parts
     missing = {field.name: None for field in dataclasses.fields(Services) if field.name != "buckets"}
     return Services(**cast(Any, missing | given))
 

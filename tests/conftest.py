@@ -10,6 +10,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="accutune-tests-")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["ACCUTUNE_CACHE"] = _CACHE.name
 
+from chromium import browser  # noqa: E402
 from postgres import postgres_server, postgres_url  # noqa: E402
 
-__all__ = ["postgres_server", "postgres_url"]
+__all__ = ["browser", "postgres_server", "postgres_url"]

@@ -122,14 +122,17 @@ class FakeExecutor:
         """The assignments of all trials, in the order asked."""
         return [arguments["assignment"] for name, arguments in self.calls if name == "evaluate"]
 
-    def _preflight(self) -> Preflight:
+    def _prepare(self) -> dict[str, list[str]]:
+        return {"notes": ["a note"]}
+
+    def _baseline(self, notes: list[str]) -> Preflight:
         return Preflight(
             space=space(self.options),
             baseline=Baseline(measurements={"top1": measured("top1", BASELINE, False), "size_bytes": measured("size_bytes", FLOAT_BYTES)}),
             metrics=("top1",),
             allowed={"top1": self.allowed},
             rows={"calibration": 10, "training": 0, "validation": 100, "holdout": 100},
-            notes=("a note",),
+            notes=tuple(notes),
         )
 
     def _calibrate(self) -> dict[str, int]:

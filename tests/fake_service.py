@@ -12,6 +12,7 @@ import httpx
 
 from tuner.client import Client
 from tuner.job import JobSpec
+from tuner.preview import JobPreview, Overlap
 from tuner.results import Baseline, Drop, Interval, JobResult, Measurement, Outcome, TrialFailure, TrialState
 from tuner.store import JobState
 from tuner.wire import DatasetView, JobDetail, JobEvent, JobView, ModelView, Page, Problem, ProblemItem, TrialSummary
@@ -20,6 +21,19 @@ KEY = "acc_0123_very-secret"
 NOW = datetime(2026, 11, 21, 10, 15, 30, tzinfo=UTC)
 MODEL = {"opset": 17, "parameters": 1, "macs": 1, "inputs": (), "outputs": (), "layer_count": 1, "quantizable_count": 1}
 URL = "http://fake:8000"
+
+PREVIEW = JobPreview(
+    goal="top1 may get worse by at most 0.02",
+    metrics=("top1",),
+    rows={"calibration": 128, "training": 0, "validation": 600, "holdout": 400},
+    labels=None,
+    overlap=Overlap(),
+    layers=3,
+    options=5,
+    plans=125.0,
+    seconds=8.0,
+    seconds_most=120.0,
+)
 
 Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
 
@@ -51,6 +65,7 @@ class FakeService:
         self.keys: dict[str, str] = {}
         """{idempotency key: job id}."""
         self.pauses: list[float] = []
+        self.preview = PREVIEW
 
     def client(self, **options: Any) -> Client:
         return Client(URL, KEY, sleep=self.pauses.append, transport=httpx.MockTransport(self), **options)
@@ -73,6 +88,8 @@ class FakeService:
         _, kind, *rest = path.split("/")
         if kind in self.files:
             return self._file(request, kind)
+        if kind == "checks" and request.method == "POST":
+            return answer(self.preview)
         if kind != "jobs":
             return problem(404, f"there is no {path}")
         if not rest:

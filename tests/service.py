@@ -15,16 +15,19 @@ from server.app import create_app
 from server.artifacts import Artifacts
 from server.auth import Keys
 from server.gate import Gate
+from server.sessions import Sessions
 from server.settings import Settings
 from server.store.database import Database, sqlite_url
 from server.store.events import EventReader
 from server.store.files import FileStore
 from server.store.jobs import Claim, JobStore
 from server.store.keys import KeyStore
+from server.store.sessions import SessionStore
 from server.store.trial_lists import TrialReader
 from server.store.trials import SqlTrialStore
 from tuner.errors import JobError, ModelError
 from tuner.job import JobSpec
+from tuner.preview import JobPreview, LabelRange, Overlap
 from tuner.results import (
     Baseline,
     Drop,
@@ -56,6 +59,19 @@ MODEL = ModelFacts(
     layers=(LAYER,),
 )
 DATA = DataFacts(format="npz", arrays=(ArrayView(name="x", dtype="float32", shape=(100, 16)),))
+PREVIEW = JobPreview(
+    goal="top1 may get worse by at most 0.01",
+    metrics=("top1",),
+    rows={"calibration": 50, "training": 0, "validation": 50, "holdout": 50},
+    labels=LabelRange(low=0, high=4, classes=5),
+    overlap=Overlap(),
+    layers=1,
+    options=13,
+    plans=13.0,
+    notes=("calibration: the first 50 rows of validation",),
+    seconds=9.5,
+    seconds_most=900.0,
+)
 
 
 class FakeGate(Gate):
@@ -73,14 +89,14 @@ class FakeGate(Gate):
         self._look("inspect_data", path, name)
         return DATA
 
-    def check_job(self, job: JobSpec, folder: Path | None = None) -> dict[str, list[str]]:
+    def check_job(self, job: JobSpec, folder: Path | None = None) -> JobPreview:
         assert folder is not None
         self.checked.append(job)
         self.calls.append("check_job")
         assert all((folder / name).is_file() for name in (job.model, job.data.validation.file))
         if job.name == "bad":
             raise JobError("the validation data has labels outside 0..4, got 7; number the classes from 0", field="data.validation")
-        return {"notes": []}
+        return PREVIEW
 
     def rebuild(self, plan: Path, model: Path, out: Path) -> dict[str, str]:
         self.calls.append("rebuild")
@@ -122,6 +138,7 @@ def opened(folder: Path, *, gate: Gate | None = None, anonymous: bool = True, **
             events=events,
             files=FileStore(database),
             keys=Keys(KeyStore(database), database.now),
+            sessions=Sessions(SessionStore(database), database.now),
             artifacts=Artifacts(str(folder / "artifacts"), folder / "scratch"),
             gate=gate or FakeGate(),
             hub=EventHub(events),

@@ -18,12 +18,14 @@ from server.api.services import Services
 from server.artifacts import Artifacts
 from server.auth import Keys
 from server.metrics import Metrics
+from server.sessions import Sessions
 from server.settings import Settings
 from server.store.database import Database, sqlite_url
 from server.store.events import EventReader
 from server.store.files import FileStore
 from server.store.jobs import JobStore
 from server.store.keys import KeyStore
+from server.store.sessions import SessionStore
 from server.store.trial_lists import TrialReader
 from tests.store_samples import add_job
 from tuner.store import JobState
@@ -44,6 +46,7 @@ def small_service(folder: Path, *, anonymous: bool = True, poll_seconds: float =
         events=events,
         files=FileStore(database),
         keys=Keys(KeyStore(database)),
+        sessions=Sessions(SessionStore(database)),
         artifacts=Artifacts(str(folder / "artifacts"), folder / "scratch"),
         gate=cast("Any", None),
         hub=EventHub(events, poll_seconds=poll_seconds),

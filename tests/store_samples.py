@@ -17,7 +17,7 @@ from server.store.models import Base, JobRow
 from server.store.trials import SqlTrialStore
 from tuner.job import Constraint, DataRef, DataSpec, JobSpec
 from tuner.results import Baseline, Drop, Interval, JobResult, Measurement, Outcome, TrialResult, TrialState, Verdict
-from tuner.wire import ArrayView, ArtifactView, DataFacts, JobEvent, LayerView, ModelFacts, TensorView
+from tuner.wire import ArrayView, ArtifactView, DataFacts, JobEvent, JobView, LayerView, ModelFacts, Page, TensorView
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -40,6 +40,11 @@ def spec(name: str = "job", model: str = "mdl-1", data: str = "dat-1") -> JobSpe
 
 def add_job(jobs: JobStore, job_id: str, name: str = "job", model: str = "mdl-1", owner: str | None = None) -> str:
     return jobs.submit(job_id, spec(name, model), owner=owner, files=())[0]
+
+
+def page_of(jobs: JobStore, **given: Any) -> Page[JobView]:
+    """A page of the list of jobs."""
+    return Page[JobView].model_validate_json(jobs.page(**{"cursor": None, "limit": 50} | given))
 
 
 def model_facts(layers: int = 2) -> ModelFacts:

@@ -25,6 +25,7 @@ OUTPUT = WORDS | {"tuner.report", "tuner.report.*", "tuner.export"}
 ANSWERS = {"tuner.executor", "tuner.preflight"}
 LOOP = OUTPUT | ANSWERS | {"tuner.search.*", "tuner.store", "tuner.study", "tuner.verdict"}
 KEEPING = {"tuner.wire", "server.settings", "server.store.*", "server.artifacts"}
+SERVING = KEEPING | {f"server.{name}" for name in ("auth", "sessions", "gate", "inputs", "metrics", "logs")}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces": set(),
@@ -45,11 +46,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.progress": BASE | {"tuner.results"},
     "tuner.store": WORDS,
     "tuner.wire": WORDS | {"tuner.store"},
+    "tuner.rows": WORDS,
     "tuner.transport": WORDS | {"tuner.wire"},
     "tuner.transfer": WORDS | {"tuner.transport"},
-    "tuner.client": WORDS | {"tuner.store", "tuner.wire", "tuner.transport", "tuner.transfer"},
+    "tuner.client": WORDS | {"tuner.store", "tuner.wire", "tuner.preview", "tuner.transport", "tuner.transfer"},
     "tuner.facts": EVALUATION | {"tuner.wire"},
-    "tuner.gate": EVALUATION | {"tuner.preflight", "tuner.wire", "tuner.worker", "tuner.facts"},
+    "tuner.preview": {"search_spaces.schemes"},
+    "tuner.estimate": set(),
+    "tuner.outlook": EVALUATION | {"tuner.preflight", "tuner.survey", "tuner.cost_table", "tuner.estimate", "tuner.preview"},
+    "tuner.gate": EVALUATION | {"tuner.preflight", "tuner.outlook", "tuner.preview", "tuner.wire", "tuner.worker", "tuner.facts"},
     "tuner.model.*": WORDS,
     "tuner.data.*": WORDS,
     "tuner.compress.*": PARTS,
@@ -60,9 +65,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.evaluator": PARTS | {"tuner.compress.*", "tuner.measure.*"},
     "tuner.cost_table": EVALUATION,
     "tuner.survey": EVALUATION | {"tuner.cost_table"},
+    "tuner.layer_profiles": EVALUATION,
     "tuner.preflight": EVALUATION,
     "tuner.certify": EVALUATION,
-    "tuner.worker": EVALUATION | {"tuner.survey", "tuner.preflight", "tuner.certify"},
+    "tuner.worker": EVALUATION | {"tuner.survey", "tuner.layer_profiles", "tuner.preflight", "tuner.certify"},
     "tuner.executor": WORDS,
     "tuner.report": {"tuner.report.page"},
     "tuner.report.charts": set(),
@@ -81,13 +87,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server.places": WORDS,
     "server.artifacts": WORDS | {"server.places"},
     "server.auth": WORDS | {"tuner.store", "tuner.wire", "server.store.*"},
-    "server.gate": WORDS | {"tuner.executor", "tuner.wire"},
+    "server.sessions": WORDS | {"tuner.store", "tuner.wire", "server.auth", "server.store.*"},
+    "server.gate": WORDS | {"tuner.executor", "tuner.wire", "tuner.preview"},
     "server.inputs": WORDS | {"tuner.wire", "server.store.*", "server.artifacts"},
     "server.runner": LOOP | KEEPING | {"tuner.conclude", "tuner.worker", "server.inputs"},
     "server.scheduler": WORDS | {"tuner.executor", "tuner.store", "tuner.wire", "server.settings", "server.store.*"},
     "server.metrics": WORDS | {"tuner", "tuner.wire", "tuner.store", "server.store.*"},
     "server.logs": WORDS,
-    "server.api.*": KEEPING | {"search_spaces.*", "tuner.*"} | {f"server.{name}" for name in ("auth", "gate", "inputs", "metrics", "logs")},
+    "server.api.*": SERVING | {"search_spaces.*", "tuner.*"},
+    "server.dashboard.*": {"search_spaces.schemes", "tuner", "tuner.*", "server.auth", "server.api.*", "server.store.*"},
     "server.service": {"tuner.*", "server.*"},
     "server.app": {"search_spaces.*", "tuner.*", "server.*"},
     "server.console": {"search_spaces.*", "tuner.*"},
@@ -102,14 +110,15 @@ HEAVY: dict[str, set[str]] = {
     "onnxruntime": {"tuner.measure.runtime"},
     "onnxscript": {"tuner.model.from_torch*"},
     "optuna": {"tuner.search.*"},
+    "plotly": {"tuner.search.*"},
     "pyarrow": {"tuner.data.*"},
     "scipy": {"tuner.*"},
     "sklearn": {"tuner.demo"},
     "sqlalchemy": {"server.store.*"},
     "alembic": {"server.store.*"},
     "fsspec": {"server.places"},
-    "fastapi": {"server.api.*", "server.app"},
-    "starlette": {"server.api.*", "server.app"},
+    "fastapi": {"server.api.*", "server.dashboard.*", "server.app"},
+    "starlette": {"server.api.*", "server.dashboard.*", "server.app"},
     "uvicorn": {"server.commands.*"},
     "prometheus_client": {"server.metrics", "server.api.*"},
     "httpx": {"tuner.client", "tuner.transport"},
@@ -242,8 +251,20 @@ def test_a_right_import_passes(module: str, source: str) -> None:
 
 def test_no_file_is_too_long() -> None:
     folders = (*PACKAGES, "tests", "benchmarks", "examples")
-    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")] + scripts()
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > FILE_LINES} == {}
+
+
+def test_no_line_of_a_script_is_too_long() -> None:
+    """Those of Python are the linter's."""
+    long = [(path.name, number) for path in scripts() for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 140]
+    assert long == []
+
+
+def scripts() -> list[Path]:
+    """The modules of the pages."""
+    return sorted((ROOT / "server" / "dashboard" / "static").glob("*.js"))
 
 
 def test_no_function_is_too_long() -> None:

@@ -12,7 +12,7 @@ import typer
 from fastapi.routing import APIRoute
 
 from server import cli
-from server.api import catalogue, events, files, health, jobs, keys, results, trials
+from server.api import catalogue, compare, events, figures, files, health, jobs, keys, results, session, system, trials
 from server.api.answers import PREFIX
 from server.api.guards import PUBLIC
 from server.commands import serve
@@ -123,7 +123,7 @@ def test_commands_in_blocks_exist_with_their_options() -> None:
 
 
 def test_addresses_in_the_documents_exist() -> None:
-    routers = (files, jobs, trials, results, events, catalogue, keys)
+    routers = (files, jobs, trials, results, compare, figures, system, session, events, catalogue, keys)
     known = [PREFIX + route.path for module in routers for route in module.router.routes if isinstance(route, APIRoute)]
     known += [*PUBLIC, *(route.path for route in health.router.routes if isinstance(route, APIRoute))]
     patterns = [re.compile(re.sub(r"\{[^}]+\}", r"([A-Za-z*]+|\\{[^}]+\\})", path)) for path in known]

@@ -6,15 +6,16 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 
-from server.api.guards import PUBLIC
+from server.api.guards import is_public
 
 
 def unguarded(app: FastAPI) -> list[str]:
-    """Every route that anybody may call and that is not in PUBLIC, as "GET,POST /path". What is mounted counts: it has no guards."""
+    """Every route that anybody may call and that is not public, as "GET,POST /path". What is mounted counts: it has no guards."""
     return [
         f"{','.join(sorted(route.methods or ('ANY',)))} {route.path}"
         for route in iter_route_contexts(app.routes)
-        if route.path not in PUBLIC and not _guarded(getattr(route, "dependant", None))
+        if not _guarded(getattr(route, "dependant", None))
+        and not all(is_public(method, route.path or "") for method in route.methods or ("ANY",))
     ]
 
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from tuner.errors import DataError, InputError, writing
 from tuner.job import JobSpec, load_job
 from tuner.plan import AppliedPlan
+from tuner.preview import JobPreview
 from tuner.results import TrialResult, TrialState
 from tuner.store import JobState
 from tuner.transfer import Arriving, Progress, chunks, file_sha256, file_size
@@ -150,12 +151,19 @@ class Client:
         what it names is uploaded first. The same idempotency key with the same job gives the job that was made the first time."""
         if not isinstance(job, JobSpec):
             return self.submit_files(load_job(Path(job)), idempotency_key)
-        body = job.model_dump_json().encode()
-        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        return self._http.fetch(JobDetail, "POST", "/jobs", headers=headers, content=body, seconds=CHECKING_SECONDS)
+        return self._send(JobDetail, "/jobs", job, **{"Idempotency-Key": idempotency_key or secrets.token_hex(16)})
+
+    def check(self, job: JobSpec | Path | str) -> JobPreview:
+        """What a job would do, without submitting it; BadRequest where `submit` would raise it. It takes what `submit` takes."""
+        spec = job if isinstance(job, JobSpec) else self._uploaded(load_job(Path(job)))
+        return self._send(JobPreview, "/checks", spec)
 
     def submit_files(self, job: JobSpec, idempotency_key: str | None = None, progress: Progress | None = None) -> JobDetail:
         """Upload the local files that a job names, each once, and queue it. progress counts the bytes of all files."""
+        return self.submit(self._uploaded(job, progress), idempotency_key)
+
+    def _uploaded(self, job: JobSpec, progress: Progress | None = None) -> JobSpec:
+        """The job with ids for its local files, which are sent."""
         model, files = Path(job.model), {ref.file: Path(ref.file) for ref in job.data.roles().values()}
         sizes = {path: file_size(path) for path in (model, *files.values())}
         done, total = 0, sum(sizes.values())
@@ -172,11 +180,17 @@ class Client:
             done += sizes[path]
         roles = {role: ref.model_copy(update={"file": ids[ref.file]}) for role, ref in job.data.roles().items()}
         data = job.data.model_copy(update=roles)
-        return self.submit(job.model_copy(update={"model": model_id, "data": data}), idempotency_key)
+        return job.model_copy(update={"model": model_id, "data": data})
 
-    def jobs(self, *, state: JobState | None = None, model: str | None = None, name: str | None = None) -> Iterator[JobView]:
-        """The newest first. model: an id; name: how the job's name begins."""
-        return self._pages(Page[JobView], "/jobs", state=state, model=model, name=name)
+    def _send(self, body: type[Body], path: str, job: JobSpec, **headers: str) -> Body:
+        sent = {"Content-Type": "application/json", **headers}
+        return self._http.fetch(body, "POST", path, headers=sent, content=job.model_dump_json().encode(), seconds=CHECKING_SECONDS)
+
+    def jobs(
+        self, *, state: JobState | None = None, model: str | None = None, name: str | None = None, search: str | None = None
+    ) -> Iterator[JobView]:
+        """The newest first. model: an id; name: how the job's name begins; search: a part of its name or of its model's."""
+        return self._pages(Page[JobView], "/jobs", state=state, model=model, name=name, search=search)
 
     def job(self, job_id: str) -> JobDetail:
         return self._get(JobDetail, f"/jobs/{_part(job_id)}")

@@ -134,9 +134,8 @@ class _Certifying:
         if whole.state == TrialState.FAILED:
             return whole
         kept = {name: value for name, value in trial.measurements.items() if name not in whole.measurements}
-        whole = whole.model_copy(
-            update={"speedup": trial.speedup, "measurements": whole.measurements | kept, "attempt": trial.attempt}
-        )
+        same = {name: getattr(trial, name) for name in ("speedup", "predicted_gain", "attempt")}
+        whole = whole.model_copy(update=same | {"measurements": whole.measurements | kept})
         self.study.store.save_trial(self.study.job_id, whole)
         self.searched.history[:] = [whole if other.number == whole.number else other for other in self.searched.history]
         return whole

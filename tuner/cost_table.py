@@ -60,6 +60,11 @@ def latency_table(evaluator: Evaluator) -> LatencyTable:
     return by_kind.model_copy(update={"options": options})
 
 
+def timed_models(layers: Iterable[LayerChoices]) -> int:
+    """How many models are timed for a table: the original, one for each kind, two with borders."""
+    return 1 + len(_kinds(layers)) + 2
+
+
 def cost_cache() -> Path:
     """Where tables are kept between jobs: ACCUTUNE_CACHE, else the user's cache folder."""
     root = os.environ.get("ACCUTUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "accutune")

@@ -21,7 +21,8 @@ from tuner.compress.quantization.collect import collect, exposing
 from tuner.compress.quantization.placement import observed_tensors
 from tuner.cost_table import cost_cache
 from tuner.measure.latency import alone, compare_latency
-from tuner.measure.runtime import Session, environment, processor_features
+from tuner.measure.machine import processor_features
+from tuner.measure.runtime import Session, environment
 from tuner.model.graph import Model, serialize
 from tuner.plan import QUANTIZE, CompressionPlan, Step
 

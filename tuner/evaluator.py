@@ -30,12 +30,14 @@ from tuner.data.metrics import Metric, resolve_metric
 from tuner.data.roles import Roles, open_roles
 from tuner.errors import JobError, StorageError, TrialError, disk_error, is_full
 from tuner.files import plan_file, write_text
-from tuner.job import COSTS, Constraint, JobSpec
-from tuner.measure.accuracy import EarlyTest, Scored, Split, batch_rows, measure, open_split, paired_drop, score
+from tuner.job import COSTS, Budget, Constraint, JobSpec
+from tuner.measure.accuracy import EarlyTest, Progress, Scored, Split, batch_rows, measure, open_split, paired_drop, score, silent
 from tuner.measure.footprint import compressed_size
 from tuner.measure.judge import Allowance, allowance, is_cost, judge_cost, judge_drop, judge_early
 from tuner.measure.latency import Latency, alone, compare_latency, computing
-from tuner.measure.runtime import Session, float_weights, processor_features
+from tuner.measure.machine import processor_features
+from tuner.measure.row_scores import keep_trial
+from tuner.measure.runtime import Session, float_weights
 from tuner.model.graph import Model
 from tuner.model.layers import LayerInfo, layer_table, total_macs
 from tuner.plan import AppliedPlan, CompressionPlan
@@ -99,6 +101,11 @@ class Evaluator:
         asked = [constraint for constraint in self.job.constraints if not is_cost(constraint)]
         return [constraint.model_copy(update={"metric": self._metric(constraint.metric).name}) for constraint in asked]
 
+    @property
+    def leading(self) -> Metric:
+        """The metric of the first constraint that is not on a cost."""
+        return self._metric(self.constraints[0].metric)
+
     def _metric(self, name: str) -> Metric:
         return resolve_metric(name, self.roles.validation.has_labels)
 
@@ -115,9 +122,7 @@ class Evaluator:
     @cached_property
     def threads(self) -> int:
         """Threads for everything but latency."""
-        if self.job.budget.threads is not None:
-            return self.job.budget.threads
-        return max(1, (os.cpu_count() or 1) // self.job.budget.parallel)
+        return scoring_threads(self.job.budget)
 
     @cached_property
     def fixed_batch(self) -> int | None:
@@ -142,8 +147,8 @@ class Evaluator:
         size = self.fixed_batch or self.job.target.batch
         return self.roles.calibration.batch(np.arange(size) % len(self.roles.calibration))
 
-    def split(self, name: str, dataset: Dataset) -> Split:
-        return open_split(name, dataset, first_output(self.baseline), self.batch(dataset), self.job.seed, self.cache)
+    def split(self, name: str, dataset: Dataset, progress: Progress = silent) -> Split:
+        return open_split(name, dataset, first_output(self.baseline), self.batch(dataset), self.job.seed, self.cache, progress)
 
     @cached_property
     def validation(self) -> Split:
@@ -211,7 +216,8 @@ class Evaluator:
         measure_latency: bool,
         full: bool = False,
     ) -> TrialResult:
-        """Compress, load, score on validation, and where every constraint is met so far, time. The applied plan is kept in the cache.
+        """Compress, load, score on validation, and where every constraint is met so far, time. The applied plan and the scores of
+        rows are kept in the cache.
 
         aims: {metric: largest drop on the whole validation set that counts as met}. full: score every row. Whatever breaks is
         raised as TrialError with the step that broke; JobCancelled passes through."""
@@ -224,6 +230,7 @@ class Evaluator:
             tests = [] if full or not self.job.early_stopping else self._tests(aims)
             scored = score(self.validation, first_output(session), self.metrics, tests, self.between)
             verdicts = self._verdicts(self.validation, scored, tests)
+        keep_trial(self.cache, number, self.leading, scored)
         measurements = {m.name: measure(m, scored, self.validation, timings["accuracy"], self.job.target.name) for m in self.metrics}
         measurements |= self.costs(data)
         met = all(verdict.decision == "met" or verdict.violation <= 0 for verdict in verdicts)
@@ -288,7 +295,7 @@ class Evaluator:
         """Early tests for all constraints, or none: where one cannot be decided early, every row is needed anyway."""
         tests = []
         for metric, allowed in self.allowances(self.validation):
-            if metric.score is None or metric.bounds is None:
+            if not metric.ends_early:
                 return []
             tests.append(EarlyTest(metric, allowed, aims.get(metric.name, allowed.allowed), EARLY_ALPHA))
         return tests
@@ -317,6 +324,13 @@ class Evaluator:
             drop = nothing if exact else paired_drop(metric, scored, split, sure, self.job.seed, resamples)
             found.append(judge_drop(allowed, drop, len(split), "holdout" if split.name == "holdout" else "validation"))
         return found
+
+
+def scoring_threads(budget: Budget) -> int:
+    """Threads that one worker scores with."""
+    if budget.threads is not None:
+        return budget.threads
+    return max(1, (os.cpu_count() or 1) // budget.parallel)
 
 
 def first_output(session: Session) -> Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]:

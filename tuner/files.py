@@ -8,18 +8,31 @@ from pathlib import Path
 from tuner.errors import writing
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one. StorageError with the way out where the disk refuses."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a whole file or leave the old one. StorageError with the way out where the disk refuses.
+
+    durable: it must be there after a power cut; what can be made again need not wait for the disk."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with writing(path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
 
 
 def plan_file(cache: Path, number: int) -> Path:
     """Where a trial's applied plan lies in its job's cache, from which its model can be made again."""
     return cache / "plans" / f"{number}.json"
+
+
+def rows_file(cache: Path, number: int | None) -> Path:
+    """Where the scores of a trial's rows lie; those of the original for None. There are none for a metric of whole splits."""
+    return cache / "rows" / f"{'baseline' if number is None else number}.json"
+
+
+def layers_file(cache: Path) -> Path:
+    """Where the profiles of the layers lie, once the survey has made them."""
+    return cache / "layers.json"

@@ -21,8 +21,10 @@ from tuner.measure.latency import computing
 from tuner.measure.runtime import Session
 from tuner.model.graph import Model
 from tuner.model.safety import read_limited
+from tuner.outlook import preview
 from tuner.plan import load_plan
-from tuner.preflight import check_fit, check_names
+from tuner.preflight import check_names
+from tuner.preview import JobPreview
 from tuner.wire import DataFacts, ModelFacts
 from tuner.worker import talk
 
@@ -58,19 +60,19 @@ class Gate:
         with _telling_memory():
             return data_facts(Path(path), name, self._unpacked_bytes)
 
-    def check_job(self, job: dict[str, Any], folder: str | None = None) -> dict[str, list[str]]:
-        """Every check of a job that does not score the whole validation set; what will be decided for the user.
+    def check_job(self, job: dict[str, Any], folder: str | None = None) -> JobPreview:
+        """Every check of a job that does not score the whole validation set; what it would do.
 
         folder: where relative file names count from."""
         spec = JobSpec.model_validate(job)
-        # Threads take address space, and here a handful of rows runs.
-        spec = spec.model_copy(update={"budget": spec.budget.model_copy(update={"threads": 1})})
         check_names(spec)
+        # Threads take address space, and here a handful of rows runs.
+        single = spec.model_copy(update={"budget": spec.budget.model_copy(update={"threads": 1})})
         with writing("the folder for unpacking"):
             self._scratch.mkdir(parents=True, exist_ok=True)
         inside = chdir(folder) if folder else nullcontext()
         with _telling_memory(), computing(), tempfile.TemporaryDirectory(dir=self._scratch) as cache, inside:
-            return {"notes": check_fit(Evaluator(spec, Path(cache)))}
+            return preview(Evaluator(single, Path(cache)), spec.budget)
 
     def rebuild(self, plan: str, model: str, out: str) -> dict[str, str]:
         """Write the model that an applied plan makes of the original to `out`."""

@@ -30,6 +30,10 @@ MOST_COMPLAINTS = 50
 """What is wrong with a job is told up to so many times: nobody reads more, and a hostile one could ask for millions."""
 
 
+CERTIFY_SHARE = 0.15
+"""Share of the seconds that is kept for certifying and exporting."""
+
+
 class DataRef(Frozen):
     """Some rows of one data source."""
 
@@ -104,6 +108,11 @@ class Budget(Frozen):
     memory_gb: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Address space that one worker may add to what it starts with; left out: no limit."""
 
+    @property
+    def search_seconds(self) -> float:
+        """Seconds since the job's start after which no trial begins."""
+        return self.seconds * (1 - CERTIFY_SHARE)
+
 
 class Target(Frozen):
     """Where the model will run."""
@@ -136,6 +145,11 @@ class JobSpec(Frozen):
     """End a trial as soon as an anytime-valid bound decides its verdict."""
     target: Target = Target()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def accuracy_constraint(self) -> Constraint:
+        """The first constraint on a metric, which drops are about. A job with none is refused."""
+        return next((constraint for constraint in self.constraints if constraint.metric not in COST_METRICS), self.constraints[0])
 
     @model_validator(mode="after")
     def _no_repeats(self) -> JobSpec:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from tuner.data.metrics import METRICS, Metric, check_classes, check_pairs, dege
 from tuner.errors import DataError, JobError, UnknownName
 from tuner.evaluator import Evaluator, first_output
 from tuner.job import COST_METRICS, COSTS, Constraint, JobSpec
-from tuner.measure.accuracy import baseline_scored, measure
+from tuner.measure.accuracy import baseline_scored, measure, silent
 from tuner.measure.judge import allowance, nth_confidence
-from tuner.measure.runtime import processor_features
+from tuner.measure.machine import processor_features
+from tuner.measure.row_scores import keep_baseline
 from tuner.measure.statistics import samples_needed
 from tuner.results import Baseline, Preflight
 
@@ -51,51 +54,58 @@ def check_names(job: JobSpec) -> None:
         raise JobError("no constraint protects accuracy; add one like {metric: top1, max_drop: 0.01}", field="constraints")
 
 
-def preflight(evaluator: Evaluator, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Preflight:
-    """Run every check that needs the model and the data. Raises the InputError that says what is wrong.
-
-    Scores the original on the validation rows on the way (kept on disk for all trials)."""
+def check_job(evaluator: Evaluator) -> list[str]:
+    """Every check that needs the model and the data but not the original's scores; what `check_fit` has to tell."""
     _check_unchanged(evaluator)
-    notes = check_fit(evaluator)
+    return [*check_fit(evaluator).notes]
+
+
+def baseline(evaluator: Evaluator, notes: Sequence[str] = (), progress: Callable[[int, int], None] = silent) -> Preflight:
+    """Score the original on the validation rows (outputs and scores are kept on disk for all trials), and check that a drop from it says
+    something. Raises the InputError that says what is wrong. notes: of the checks before; progress: told of rows."""
     job, roles = evaluator.job, evaluator.roles
+    evaluator.validation = evaluator.split("validation", roles.validation, progress)
     outputs = evaluator.validation.reference
-    progress(1, 1)
     scored = baseline_scored(evaluator.validation, evaluator.metrics)
     measurements = {m.name: measure(m, scored, evaluator.validation, 0.0, job.target.name) for m in evaluator.metrics}
     for metric in evaluator.metrics:
         reason = degenerate(metric, measurements[metric.name].value, outputs[:4096], _labels(evaluator, 4096))
         if reason:
             raise DataError(f"the baseline says nothing: {reason}", field="metrics")
+    keep_baseline(evaluator.cache, evaluator.leading, evaluator.validation)
     allowed: dict[str, float] = {}
     for metric, limit in evaluator.allowances(evaluator.validation):
         allowed[metric.name] = min(limit.allowed, allowed.get(metric.name, limit.allowed))
-    notes += _sample_notes(evaluator)
     return Preflight(
         space=evaluator.space,
         baseline=Baseline(measurements=measurements | evaluator.costs(evaluator.model.data)),
         metrics=tuple(metric.name for metric in evaluator.metrics),
         allowed=allowed,
-        rows={
-            "calibration": len(roles.calibration),
-            "training": len(roles.training) if roles.training else 0,
-            "validation": len(roles.validation),
-            "holdout": len(roles.holdout),
-        },
-        notes=tuple(notes),
+        rows=roles.rows,
+        notes=(*notes, *_sample_notes(evaluator)),
     )
 
 
-def check_fit(evaluator: Evaluator) -> list[str]:
+@dataclass(frozen=True)
+class Fit:
+    """What the checks find. notes: what was decided for the user, and warnings; row_seconds: what the original takes for a row where it
+    has one thread."""
+
+    notes: tuple[str, ...]
+    row_seconds: float
+
+
+def check_fit(evaluator: Evaluator) -> Fit:
     """Every check that needs the model and the data, but not the original's outputs for more than a few rows. Raises the InputError
-    that says what is wrong; gives what was decided for the user, and warnings."""
+    that says what is wrong."""
     evaluator.space  # noqa: B018 (refuses a model without layers to compress, before the data are read)
     notes = [*evaluator.roles.notes]
     processor = evaluator.target.processor(processor_features())
     notes += [f"processor: {processor.warning}"] if processor.warning else []
-    outputs, labels = _check_repeatable(evaluator)
+    outputs, labels, seconds = _check_repeatable(evaluator)
     for metric in evaluator.metrics:
         _check_metric(evaluator, metric, outputs, labels)
-    return notes
+    return Fit(tuple(notes), seconds)
 
 
 def search_aims(evaluator: Evaluator, discordance: float) -> dict[str, float]:
@@ -147,14 +157,15 @@ def _check_unchanged(evaluator: Evaluator) -> None:
             )
 
 
-def _check_repeatable(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray | None]:
+def _check_repeatable(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray | None, float]:
     """The original must give the same outputs twice, else no drop can be told from chance. Its outputs for the first validation rows,
-    and their labels."""
+    their labels, and the seconds that a row takes."""
     data = evaluator.roles.validation
     rows = np.arange(min(REPEAT_ROWS, len(data)) if evaluator.fixed_batch is None else evaluator.fixed_batch) % len(data)
     run = first_output(evaluator.baseline)
     feed = data.batch(rows)
-    first, second = run(feed), run(feed)
+    first, one = _timed(lambda: run(feed))
+    second, two = _timed(lambda: run(feed))
     if first.ndim == 0 or len(first) != len(rows):
         raise DataError(
             f"the model's first output '{evaluator.model.outputs[0].name}' must have one row per input row, got shape {first.shape} for "
@@ -166,7 +177,13 @@ def _check_repeatable(evaluator: Evaluator) -> tuple[np.ndarray, np.ndarray | No
             f"the original model gives different outputs for the same rows (by up to {worst:.3g}), so no drop can be measured; "
             "export it in evaluation mode, without random operators"
         )
-    return first, data.labels(rows)
+    return first, data.labels(rows), min(one, two) / len(rows)
+
+
+def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    """The processor's time and not the clock's, so that other work on the machine does not count."""
+    started = time.thread_time()
+    return run(), time.thread_time() - started
 
 
 def _check_metric(evaluator: Evaluator, metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> None:

@@ -8,8 +8,8 @@ from typing import Literal
 from search_spaces.schemes import Frozen
 from tuner.results import Preflight, TrialResult
 
-Phase = Literal["prepare", "calibrate", "sensitivity", "search", "certify", "export"]
-PHASES: tuple[Phase, ...] = ("prepare", "calibrate", "sensitivity", "search", "certify", "export")
+Phase = Literal["prepare", "baseline", "calibrate", "sensitivity", "search", "certify", "export"]
+PHASES: tuple[Phase, ...] = ("prepare", "baseline", "calibrate", "sensitivity", "search", "certify", "export")
 
 
 class Event(Frozen):

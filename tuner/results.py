@@ -90,6 +90,8 @@ class TrialResult(Frozen):
     measurements: dict[str, Measurement] = Field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
     speedup: Interval | None = None
+    predicted_gain: float | None = None
+    """By the first objective: the original's predicted cost over this plan's; None where the objective is a metric."""
     notes: tuple[str, ...] = ()
     error: TrialFailure | None = None
     artefact: str | None = None
@@ -194,6 +196,52 @@ class Findings(Frozen):
     other metrics, the mean size of a row's drop)."""
     macs: int = 0
     params: int = 0
+
+
+class Histogram(Frozen):
+    """Counts of a tensor's values in equal bins over [low, high]."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+class LayerProfile(Frozen):
+    """One layer or operator type before the first trial: what each of its options does, and what flows through it."""
+
+    layer: str
+    op: str
+    tensor: str
+    """The activation that it reads; empty for an operator type, which stands for several nodes."""
+    params: int
+    macs: int | None
+    divergence: dict[str, float]
+    """{option: predicted divergence of the model's output}, as in Findings.damage."""
+    latency_ms: dict[str, float]
+    size_bytes: dict[str, float]
+    activation: Histogram | None
+    """Of `tensor` over the calibration rows."""
+    weight: Histogram | None
+
+
+class RowScores(Frozen):
+    """The scores of a trial's rows by one metric, in the order of the job's BaselineRows; a trial that ended early has the first."""
+
+    metric: str
+    scores: tuple[float, ...]
+
+
+class BaselineRows(RowScores):
+    """The original's scores, and which rows these are."""
+
+    direction: Direction
+    total: int
+    """Rows of the validation split, of which the first in scoring order are kept."""
+    rows: tuple[int, ...]
+    """Counted within the validation file."""
+    classes: tuple[int, ...] | None
+    """Each row's label or, where the metric compares with the original, the class that the original predicts; None for a metric
+    without classes."""
 
 
 class Certificate(Frozen):

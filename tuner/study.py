@@ -70,8 +70,9 @@ class Study:
 
     def search(self) -> Searched:
         """Prepare and search until a budget, the stop rule or the space ends it. JobCancelled leaves the state for resuming."""
-        ready = Preflight.model_validate(self._phase("prepare", "preflight"))
-        self.tell("prepare", preflight=ready)
+        checked = self._phase("prepare", "prepare")
+        ready = Preflight.model_validate(self._phase("baseline", "baseline", checked))
+        self.tell("baseline", preflight=ready)
         self._phase("calibrate", "calibrate")
         findings = Findings.model_validate(self._phase("sensitivity", "survey"))
         problem = build_problem(ready.space, findings, self.job.objectives, self.job.seed)
@@ -79,6 +80,7 @@ class Study:
         finished = [trial for trial in self.store.trials(self.job_id) if trial.finished]
         table = TrialTable(self.folder / "trials.csv", ready.metrics, finished)
         started = self.clock()
+        self.tell("search")
         loop = _Loop(self, problem, aims, table, finished)
         loop.run()
         self.phases["search"] = self.clock() - started
@@ -129,10 +131,10 @@ class Study:
     def save_clock(self, state: JobState = JobState.RUNNING) -> None:
         self.store.set_job_state(self.job_id, state, seconds=self.seconds)
 
-    def _phase(self, phase: Phase, call: str) -> Any:
+    def _phase(self, phase: Phase, call: str, arguments: dict[str, Any] | None = None) -> Any:
         started = self.clock()
         self.tell(phase)
-        result = self._call(call, {}, lambda done, total: self.tell(phase, done=done, total=total))
+        result = self._call(call, arguments or {}, lambda done, total: self.tell(phase, done=done, total=total))
         self.phases[phase] = self.clock() - started
         self.save_clock()
         return result
@@ -194,7 +196,7 @@ class _Loop:
             study.stop_reason = "every plan that the strategy asks for was tried"
         elif len(self.history) + len(self.running) >= budget.trials:
             study.stop_reason = f"the budget of {budget.trials} trials is spent"
-        elif self.history and study.seconds >= budget.seconds * (1 - CERTIFY_SHARE):
+        elif self.history and study.seconds >= budget.search_seconds:
             study.stop_reason = f"the budget of {budget.seconds:g} s is spent (a part of it is kept for certifying)"
         elif study.job.stop == "first" and any(trial.feasible for trial in self.history):
             study.stop_reason = "the first feasible trial was asked for"
@@ -262,7 +264,9 @@ class _Loop:
 
     def _finish(self, started: TrialResult, trial: TrialResult) -> None:
         trial = self._with_latency_of_twin(trial)
-        trial = trial.model_copy(update={"attempt": started.attempt, "timings": started.timings | trial.timings})
+        gain = self.problem.predicted_gain(trial.assignment)
+        timings = started.timings | trial.timings
+        trial = trial.model_copy(update={"attempt": started.attempt, "timings": timings, "predicted_gain": gain})
         self.study.store.save_trial(self.study.job_id, trial)
         self.table.append(trial)
         self.history.append(trial)
@@ -288,10 +292,6 @@ class _Loop:
 def kernels_of(space: SearchSpace, assignment: Assignment) -> frozenset[tuple[str, str]]:
     """(layer, kind of scheme) of every compressed layer: what decides which kernels run."""
     return frozenset((layer, QuantScheme.parse(str(choice[QUANTIZE])).kind) for layer, choice in space.decode(assignment).items())
-
-
-CERTIFY_SHARE = 0.15
-"""Share of the seconds that is kept for certifying and exporting."""
 
 
 def best_so_far(history: list[TrialResult], problem: Problem) -> TrialResult | None:

@@ -61,6 +61,12 @@ def survey(evaluator: Evaluator, progress: Progress = lambda _done, _total: None
     return found
 
 
+def sensitivity_rows(evaluator: Evaluator) -> int:
+    """On how many calibration rows each layer's harm is measured."""
+    work = max(1, evaluator.macs * (len(evaluator.space.layers) + 2))
+    return min(len(evaluator.roles.calibration), int(np.clip(MACS_BUDGET // work, LEAST_ROWS, MOST_ROWS)))
+
+
 def reference_schemes(evaluator: Evaluator) -> dict[str, str]:
     """Each layer's reference: its first option per channel with the plain range, the usual first try."""
     return {layer.name: _reference(layer) for layer in evaluator.space.layers}
@@ -74,9 +80,7 @@ def _reference(layer: LayerChoices) -> str:
 class _Sensitivity:
     def __init__(self, evaluator: Evaluator, progress: Progress) -> None:
         self.evaluator, self.progress = evaluator, progress
-        data = evaluator.roles.calibration
-        work = max(1, evaluator.macs * (len(evaluator.space.layers) + 2))
-        self.rows = np.arange(min(len(data), int(np.clip(MACS_BUDGET // work, LEAST_ROWS, MOST_ROWS))))
+        self.rows = np.arange(sensitivity_rows(evaluator))
         self.noise = _Noise(evaluator)
 
     def run(self, latency: dict[str, dict[str, float]]) -> tuple[list[SensitivityRow], dict[str, dict[str, float]], float]:

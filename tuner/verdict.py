@@ -20,14 +20,9 @@ def spelled_out(job: JobSpec, metrics: Sequence[str]) -> JobSpec:
     return job.model_copy(update={"constraints": constraints, "metrics": named})
 
 
-def accuracy_constraint(job: JobSpec) -> Constraint:
-    """The first constraint on a metric: the one that a result's drop is about."""
-    return next(constraint for constraint in job.constraints if constraint.metric not in COST_METRICS)
-
-
 def summary(job: JobSpec, best: Certificate, holdout: int) -> str:
     """The verdict in one sentence."""
-    outcome, constraint = best.outcome, accuracy_constraint(job)
+    outcome, constraint = best.outcome, job.accuracy_constraint
     if not outcome.layers:
         return _original(job, outcome)
     gains = f"{_speed(outcome)} and {_size(outcome)}"
@@ -71,7 +66,7 @@ def blame(outcome: Outcome, findings: Findings) -> tuple[str, ...]:
 def advice(job: JobSpec, best: Certificate, findings: Findings) -> tuple[str, ...]:
     """What to try where the target was missed."""
     tips = []
-    constraint = accuracy_constraint(job)
+    constraint = job.accuracy_constraint
     if best.outcome.verdict == "undecided" and best.rows_needed:
         tips.append(f"give at least {best.rows_needed:,} holdout rows, or ask for less confidence than {constraint.confidence or 0.95:.0%}")
     value = best.baseline.measurements.get(constraint.metric)

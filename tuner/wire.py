@@ -9,7 +9,7 @@ from pydantic import Field
 from search_spaces.schemes import Frozen
 from tuner.job import JobSpec
 from tuner.progress import Phase
-from tuner.results import Decision, JobResult, TrialFailure, TrialResult, TrialState
+from tuner.results import Decision, JobResult, Outcome, TrialFailure, TrialResult, TrialState
 from tuner.store import JobState, UtcDatetime
 
 Item = TypeVar("Item")
@@ -113,6 +113,8 @@ class TrialSummary(Frozen):
     speedup: float | None = None
     speedup_lower: float | None = None
     speedup_upper: float | None = None
+    predicted_gain: float | None = None
+    """By the first objective: the original's predicted cost over this plan's."""
     values: dict[str, float] = Field(default_factory=dict)
     """Every measurement's value by its metric: latency_ms, size_bytes, top1 …"""
     seconds: float = 0.0
@@ -130,9 +132,28 @@ class JobProgress(Frozen):
     seconds_left: float | None = None
     metrics: tuple[str, ...] = ()
     """What `auto` turned out to mean; empty before the checks have passed."""
+    profiled: bool = False
+    """Whether `/layers` is there."""
     trials: int = 0
     """Finished ones."""
     best: TrialSummary | None = None
+
+
+class OutcomeSummary(Frozen):
+    """What a job's best model came to, certified on the holdout."""
+
+    trial: int
+    verdict: Decision
+    drop: float
+    """By the first constraint, as the interval [drop_lower, drop_upper] is."""
+    drop_lower: float
+    drop_upper: float
+    speedup: float
+    """Latency of the original over latency of this model."""
+    speedup_lower: float
+    speedup_upper: float
+    size_ratio: float
+    """Size of this model's file over that of the original's."""
 
 
 class JobView(Frozen):
@@ -141,7 +162,11 @@ class JobView(Frozen):
     id: str
     name: str
     state: JobState
+    goal: str = ""
+    """The first constraint in words."""
     model: str
+    model_name: str = ""
+    """What the model's upload was called when the job was submitted."""
     created: UtcDatetime
     updated: UtcDatetime
     seconds: float
@@ -151,8 +176,12 @@ class JobView(Frozen):
     progress: JobProgress = JobProgress()
     feasible: bool | None = None
     """Whether the target was met; None before the job has succeeded."""
+    outcome: OutcomeSummary | None = None
+    """Of the best model; None before the job has succeeded."""
     error: TrialFailure | None = None
     """Why it failed, and in which step."""
+    events: int = 0
+    """The `seq` of its last event: where to go on listening from."""
 
 
 class JobDetail(JobView):
@@ -196,6 +225,25 @@ class Page(Frozen, Generic[Item]):
     next: str | None = None
 
 
+class TrialSample(Frozen):
+    """Trials for drawing, by number: all that run or are finished, of many those that tell the most."""
+
+    items: tuple[TrialSummary, ...]
+    total: int
+    """How many it was taken from."""
+
+
+class FigureView(Frozen):
+    """A figure that `/figures/{name}` draws."""
+
+    name: str
+    title: str
+    caption: str
+    """What it shows, in one sentence."""
+    fewest: int = 2
+    """Finished trials below which there is nothing to draw."""
+
+
 class KeyRequest(Frozen):
     """What a new key shall be."""
 
@@ -220,6 +268,27 @@ class NewKey(KeyView):
     """A key that was just made: the only time that it is shown."""
 
     key: str
+
+
+class SignIn(Frozen):
+    """What begins a session."""
+
+    key: str
+    """An API key."""
+
+
+class SessionView(Frozen):
+    """Who asks: by a session, by an API key, or from the machine of a server without keys."""
+
+    key_id: str | None
+    """None on a server without keys."""
+    name: str
+    """Of the key."""
+    role: Role
+    expires: UtcDatetime | None = None
+    """When the session or the key is over; None for a key without an end."""
+    anonymous: bool = False
+    """Whether no key was needed."""
 
 
 class ProblemItem(Frozen):
@@ -258,9 +327,26 @@ def summarize(trial: TrialResult) -> TrialSummary:
         speedup=speed.value if speed else None,
         speedup_lower=speed.lower if speed else None,
         speedup_upper=speed.upper if speed else None,
+        predicted_gain=trial.predicted_gain,
         values={name: measurement.value for name, measurement in trial.measurements.items()},
         seconds=round(sum(trial.timings.values()), 4),
         plan_digest=trial.plan_digest,
         notes=trial.notes,
         error=trial.error,
+    )
+
+
+def summarize_outcome(outcome: Outcome) -> OutcomeSummary:
+    """What lists show of a finalist."""
+    drop, speed = outcome.drop, outcome.speedup
+    return OutcomeSummary(
+        trial=outcome.trial,
+        verdict=outcome.verdict,
+        drop=drop.value,
+        drop_lower=drop.lower,
+        drop_upper=drop.upper,
+        speedup=speed.value,
+        speedup_lower=speed.lower,
+        speedup_upper=speed.upper,
+        size_ratio=outcome.size_ratio,
     )

@@ -19,9 +19,10 @@ from tuner.certify import certify
 from tuner.errors import InputError, TrialError, disk_error, is_full
 from tuner.evaluator import Evaluator
 from tuner.job import JobSpec
+from tuner.layer_profiles import write_profiles
 from tuner.limits import end_with_parent, limit_files, limit_memory
 from tuner.plan import CompressionPlan
-from tuner.preflight import preflight, search_aims
+from tuner.preflight import baseline, check_job, search_aims
 from tuner.results import Assignment
 from tuner.survey import survey
 
@@ -36,14 +37,19 @@ class Calls:
         self.evaluator = Evaluator(job, cache)
         self._progress = progress
 
-    def preflight(self) -> Frozen:
-        return preflight(self.evaluator, self._progress)
+    def prepare(self) -> dict[str, list[str]]:
+        return {"notes": check_job(self.evaluator)}
+
+    def baseline(self, notes: list[str]) -> Frozen:
+        return baseline(self.evaluator, notes, self._progress)
 
     def calibrate(self) -> dict[str, int]:
         return {"tensors": len(self.evaluator.statistics), "rows": len(self.evaluator.roles.calibration)}
 
     def survey(self) -> Frozen:
-        return survey(self.evaluator, self._progress)
+        found = survey(self.evaluator, self._progress)
+        write_profiles(self.evaluator, found)
+        return found
 
     def aims(self, discordance: float) -> dict[str, float]:
         return search_aims(self.evaluator, discordance)

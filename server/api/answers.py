@@ -48,8 +48,8 @@ def json_of(model: Any, description: str, status: int = 200) -> dict[int | str, 
 
 
 def file_of(description: str, *media_types: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """The same for a file; those in JSON are objects."""
-    schemas = {name: {"type": "object"} if name == JSON else {"type": "string", "format": "binary"} for name in media_types}
+    """The same for a file; those in JSON are objects or lists."""
+    schemas = {name: {"type": ["object", "array"]} if name == JSON else {"type": "string", "format": "binary"} for name in media_types}
     return {status: {"description": description, "content": {name: {"schema": schema} for name, schema in schemas.items()}}}
 
 

@@ -14,16 +14,16 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
 from server.api.answers import problems
-from server.api.guards import Viewer
+from server.api.guards import Viewer, proof
 from server.api.hub import EventHub, StoredEvent
 from server.api.paths import JobId
-from server.api.services import Services, ServicesDep
+from server.api.services import ServicesDep
 from server.store.events import unknown_job
 from tuner.errors import AccutuneError, InputError
 from tuner.wire import SETTLED
 
 RECHECK_SECONDS = 60.0
-"""How long a stream may outlive its key."""
+"""How long a stream may outlive its key or session."""
 RETRY = b"retry: 2000\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 SEQ = "^[0-9]{1,15}$"
@@ -71,7 +71,7 @@ class EventStream(StreamingResponse):
 
 @router.get("/jobs/{job_id:id}/events", response_class=Response, responses=STREAM | problems(401, 403, 404, 422, 429, 503))
 def job_events(
-    job_id: JobId, request: Request, services: ServicesDep, caller: Viewer, header: SeenHeader = None, query: SeenQuery = None
+    job_id: JobId, request: Request, services: ServicesDep, _caller: Viewer, header: SeenHeader = None, query: SeenQuery = None
 ) -> Response:
     """Follow a job as it runs."""
     seen = last_seen(header, query)
@@ -81,7 +81,7 @@ def job_events(
     last, state = found
     if state in SETTLED and seen >= last:
         return Response(status_code=204)
-    check = caller_check(services, request) if caller.id else None
+    check = proof(request, services)
     # An id from before the database was put back to a backup must not hold events up until it is reached again.
     return EventStream(stream(services.hub, job_id, min(seen, last), check), headers=HEADERS)
 
@@ -107,12 +107,6 @@ async def may_go_on(check: Check) -> bool:
     except AccutuneError:  # Also where it cannot be known now: the client comes back in two seconds and is told why.
         return False
     return True
-
-
-def caller_check(services: Services, request: Request) -> Check:
-    """Asks again whether the key that the request came with is good."""
-    key = request.headers.get("authorization", "").partition(" ")[2].strip()
-    return lambda: services.keys.caller(key)
 
 
 def last_seen(header: str | None, query: str | None) -> int:

@@ -1,17 +1,18 @@
-"""Jobs: submit, list, look at, cancel, resume, delete."""
+"""Jobs: check, submit, list, look at, cancel, resume, delete."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from server.api.answers import JSON, json_of, located, problems, ready, slowly
 from server.api.bodies import check_type, small
 from server.api.guards import Submitter, Viewer, may_change
-from server.api.paths import ID, JOB_NAME, Cursor, JobId, Limit
+from server.api.paths import ID, JOB_NAME, Cursor, JobId, Limit, Order
 from server.api.services import Services, ServicesDep
-from server.api.submissions import submit
+from server.api.submissions import foretell, submit
+from tuner.preview import JobPreview
 from tuner.store import JobState
 from tuner.wire import JobDetail, JobView, Page
 
@@ -65,6 +66,14 @@ IdempotencyKey = Annotated[
 ]
 JobModel = Annotated[str | None, Query(pattern=f"^{ID}$", description="Only jobs on this model.")]
 JobName = Annotated[str | None, Query(pattern=f"^{JOB_NAME}$", description="Only jobs whose name begins like this.")]
+Search = Annotated[
+    str | None,
+    Query(
+        pattern=r"^[^\x00-\x1f]{0,200}$",
+        description="Only jobs whose name, or whose model's name, contains this; capitals or not is all the same.",
+    ),
+]
+Sort = Annotated[Literal["created", "name"], Query(description="By when they were submitted, or by their names.")]
 OnlyState = Annotated[JobState | None, Query(description="Only jobs in this state.")]
 
 router = APIRouter(tags=["jobs"])
@@ -90,7 +99,19 @@ async def submit_job(request: Request, services: ServicesDep, caller: Submitter,
     return ready(job, 201, headers) if created else ready(job, 200, headers | {"Idempotent-Replay": "true"})
 
 
-@router.get("/jobs", responses=json_of(Page[JobView], "Newest first."))
+@router.post(
+    "/checks",
+    openapi_extra=BODY,
+    responses={**json_of(JobPreview, "It would be taken, and this is what it would do."), **problems(400, 408, 413, 415)},
+)
+async def check_job(request: Request, services: ServicesDep, _: Submitter) -> Response:
+    """What a job would do: rows per role, the size of its space, about how long it takes. All checks of a submission; nothing is queued."""
+    check_type(request, (JSON,), REMEDY, needed=True)
+    body = await small(request, MAX_BODY_BYTES)
+    return ready(await slowly(foretell, services, body))
+
+
+@router.get("/jobs", responses=json_of(Page[JobView], "A page of jobs, the newest first unless asked otherwise."))
 def list_jobs(
     services: ServicesDep,
     _: Viewer,
@@ -99,9 +120,13 @@ def list_jobs(
     state: OnlyState = None,
     model: JobModel = None,
     name: JobName = None,
+    search: Search = None,
+    sort: Sort = "created",
+    order: Annotated[Order, Query()] = "desc",
 ) -> Response:
     """The jobs of this server."""
-    return ready(services.jobs.page(cursor=cursor, limit=limit, state=state, model=model, name=name))
+    filters: dict[str, Any] = {"state": state, "model": model, "name": name, "search": search}
+    return ready(services.jobs.page(cursor=cursor, limit=limit, sort=sort, descending=order == "desc", **filters))
 
 
 @router.get("/jobs/{job_id:id}", responses={**json_of(JobDetail, "The job."), **problems(404)})

@@ -16,11 +16,12 @@ from server.api.paths import ArtifactName, JobId
 from server.api.services import Services, ServicesDep
 from server.store.database import Conflict, NotFound
 from tuner.export import unguarded
-from tuner.results import Outcome, SensitivityRow
+from tuner.results import LayerProfile, Outcome, SensitivityRow
 from tuner.store import RESUMABLE, JobState
 from tuner.wire import ArtifactView
 
 ONNX, CSV, HTML = "application/octet-stream", "text/csv", "text/html"
+SUCCEEDED = "once it has succeeded"
 FRONT, ROWS, ARTIFACTS = TypeAdapter(tuple[Outcome, ...]), TypeAdapter(list[SensitivityRow]), TypeAdapter(list[ArtifactView])
 
 router = APIRouter(tags=["results"], prefix="/jobs/{job_id:id}")
@@ -72,6 +73,14 @@ def sensitivity(request: Request, job_id: JobId, services: ServicesDep, _: Viewe
     return ready(ROWS.dump_json([_row(row) for row in csv.DictReader(StringIO(text))]), headers=vary)
 
 
+@router.get("/layers", responses={**json_of(list[LayerProfile], "Layers, then operator types."), **problems(404, 409)})
+def layer_profiles(job_id: JobId, services: ServicesDep, _: Viewer) -> Response:
+    """What each option of a layer does and costs, and how the values of its input and its weight are spread. It is there once the search
+    has begun, as `progress.profiled` of the job says."""
+    file = _finished_file(services, job_id, "layers.json", "once its search has begun")
+    return ready(b"".join(services.artifacts.open(file.sha256)))
+
+
 @router.get("/artifacts", responses={**json_of(list[ArtifactView], "By name."), **problems(404)})
 def list_artifacts(job_id: JobId, services: ServicesDep, _: Viewer) -> Response:
     """Every file that the job has left so far."""
@@ -85,20 +94,20 @@ def artifact(request: Request, job_id: JobId, name: ArtifactName, services: Serv
     return send(request, services.artifacts, services.jobs.artifact(job_id, name), f"{job_id}-{name}")
 
 
-def _finished_file(services: Services, job_id: str, name: str) -> ArtifactView:
-    """A file that is there once the job has succeeded. Conflict before that, with what to do."""
+def _finished_file(services: Services, job_id: str, name: str, when: str = SUCCEEDED) -> ArtifactView:
+    """A file that is there once the job has succeeded, or earlier. Conflict before that, with what to do."""
     try:
         return services.jobs.artifact(job_id, name)
     except NotFound:
-        raise _not_there(services, job_id, name) from None
+        raise _not_there(services, job_id, name, when) from None
 
 
-def _not_there(services: Services, job_id: str, what: str) -> Conflict | NotFound:
+def _not_there(services: Services, job_id: str, what: str, when: str = SUCCEEDED) -> Conflict | NotFound:
     state = services.jobs.row_state(job_id)
     if state == JobState.SUCCEEDED:
         return NotFound(f"job '{job_id}' has left no {what}; GET /api/v1/jobs/{job_id}/artifacts lists what there is")
     way_out = f"Go on with it: POST /api/v1/jobs/{job_id}/resume" if state in RESUMABLE else f"Follow it: GET /api/v1/jobs/{job_id}/events"
-    return Conflict(f"job '{job_id}' is {state} and not finished; its {what} is there once it has succeeded. {way_out}")
+    return Conflict(f"job '{job_id}' is {state} and not finished; its {what} is there {when}. {way_out}")
 
 
 def _prefers_csv(accept: str) -> bool:

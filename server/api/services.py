@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from server.api.drawn import Drawn
 from server.api.rates import Buckets
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from server.artifacts import Artifacts
     from server.auth import Keys
     from server.gate import Gate
+    from server.sessions import Sessions
     from server.settings import Settings
     from server.store.database import Database
     from server.store.events import EventReader
@@ -33,11 +35,13 @@ class Services:
     events: EventReader
     files: FileStore
     keys: Keys
+    sessions: Sessions
     artifacts: Artifacts
     gate: Gate
     hub: EventHub
     anonymous: bool
     buckets: Buckets = field(default_factory=Buckets)
+    drawn: Drawn = field(default_factory=Drawn)
 
 
 # A coroutine, because FastAPI would hand a plain function to a thread.

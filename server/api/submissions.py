@@ -1,4 +1,4 @@
-"""From the body of `POST /jobs` to a queued job: everything that can be known to be wrong is refused here."""
+"""From a body to a queued job, or to what it would do: everything that can be known to be wrong is refused here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tuner.errors import JobError, UnknownName
 from tuner.job import JobSpec, job_id, parse_job
 from tuner.plan import digest_of
 from tuner.preflight import check_names
+from tuner.preview import JobPreview
 from tuner.search.base import STRATEGIES
 from tuner.search.catalogue import load_strategies
 
@@ -36,14 +37,30 @@ def submit(services: Services, caller: Caller, body: bytes, key: str | None) -> 
     earlier = services.jobs.submitted(caller.id, key, digest) if key else None
     if earlier is not None:
         return earlier, False
-    spec = parse_job(raw)
-    check(services, spec)
+    spec = known(services, raw)
     _check_queue(services, caller)
-    with tempfile.TemporaryDirectory(prefix="accutune-submit-") as folder:
-        inputs = Path(folder)
-        services.gate.check_job(resolve(spec, services.files, services.artifacts, inputs), inputs)
+    look(services, spec)
     name, files = new_id(services.database.now()), file_ids(spec)
     return services.jobs.submit(name, spec, owner=caller.id, files=files, idempotency_key=key, request_sha256=digest)
+
+
+def foretell(services: Services, body: bytes) -> JobPreview:
+    """What the job in `body` would do, after every check of `submit`, and with its errors. Nothing is queued."""
+    return look(services, known(services, parse_body(body)))
+
+
+def known(services: Services, raw: dict[str, Any]) -> JobSpec:
+    """The typed job, once everything is checked that can be without opening a file. JobError names the field."""
+    spec = parse_job(raw)
+    check(services, spec)
+    return spec
+
+
+def look(services: Services, spec: JobSpec) -> JobPreview:
+    """What the job would do, once its files are known to fit it. Raises the InputError that says what is wrong."""
+    with tempfile.TemporaryDirectory(prefix="accutune-submit-") as folder:
+        inputs = Path(folder)
+        return services.gate.check_job(resolve(spec, services.files, services.artifacts, inputs), inputs)
 
 
 def parse_body(body: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from server.api.services import Services, ServicesDep
 from server.store.database import Conflict, NotFound
 from tuner.export import csv_text, trial_columns, trial_metrics, trial_row
 from tuner.results import FINISHED, TrialResult, TrialState
-from tuner.wire import ArtifactView, JobDetail, Page, TrialSummary
+from tuner.wire import ArtifactView, JobDetail, Page, TrialSample, TrialSummary
 
 CSV_ROWS = 200
 ONNX = "application/octet-stream"
@@ -28,6 +28,7 @@ Sort = Annotated[
     Literal["number", "violation", "speedup", "size_bytes"],
     Query(description="Trials without such a value come last."),
 ]
+Most = Annotated[int, Query(ge=1, le=2000, description="How many trials there are at most.")]
 OnlyTrialState = Annotated[TrialState | None, Query(description="Only trials in this state.")]
 Feasible = Annotated[bool | None, Query(description="Only trials that met every constraint on validation, or only those that did not.")]
 
@@ -58,6 +59,13 @@ def trials_table(job_id: JobId, services: ServicesDep, _: Viewer) -> Response:
     finished = (trial for trial in services.trials.rows(job_id) if trial.state in FINISHED)
     headers = {"Content-Disposition": f'attachment; filename="{job_id}-trials.csv"', "X-Content-Type-Options": "nosniff"}
     return StreamingResponse(_table(finished, metrics), headers=headers, media_type="text/csv")
+
+
+@router.get("/trials/sample", responses={**json_of(TrialSample, "By number."), **problems(404)})
+def sample_trials(job_id: JobId, services: ServicesDep, _: Viewer, most: Most = 1000) -> Response:
+    """Trials for drawing: all that run or are finished, where there are at most `most`. Else the extremes, those that improved on
+    all before them, the last ones, and others evenly spread."""
+    return ready(services.trials.sample(job_id, most))
 
 
 @router.get("/trials/{number:number}", responses={**json_of(TrialResult, "The trial."), **problems(404)})

@@ -65,6 +65,9 @@ def submit(
 
 def jobs(
     state: Annotated[JobState | None, typer.Option("--state", help="Only jobs in this state.", show_default=False)] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", help="Only jobs whose name, or whose model's name, contains this.", show_default=False)
+    ] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
     url: Url = LOCAL,
@@ -72,7 +75,7 @@ def jobs(
 ) -> None:
     """List a server's jobs, the newest first."""
     with connect(url, key) as client:
-        found = _first(client.jobs(state=state), limit)
+        found = _first(client.jobs(state=state, search=search), limit)
     if as_json:
         _print(_listed(found))
         return

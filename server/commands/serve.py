@@ -31,7 +31,7 @@ def serve(
     database: DatabaseUrl = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Jobs that run at once.", show_default="1")] = None,
 ) -> None:
-    """Run the service: jobs over REST, kept in a database, run one after the other.
+    """Run the service: jobs in a browser and over REST, kept in a database, run one after the other.
 
     Every setting is an environment variable too (ACCUTUNE_HOST, …; see docs/operating.md). On an address that other machines can
     reach, callers need API keys: make the first with `tuner keys create`."""

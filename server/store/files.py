@@ -105,6 +105,13 @@ class FileStore:
             sums = [connection.scalar(select(func.sum(table.size_bytes)).where(table.owner == owner)) for table in TABLES.values()]
         return sum(int(found or 0) for found in sums)
 
+    def kept(self) -> dict[str, tuple[int, int]]:
+        """How many models, datasets and artefacts of jobs there are, and their bytes; bytes that several jobs left count for each."""
+        tables: dict[str, Any] = {"models": ModelRow, "datasets": DatasetRow, "artifacts": ArtifactRow}
+        with self._database.read("adding up files") as connection:
+            found = {name: connection.execute(select(func.count(), func.sum(table.size_bytes))).one() for name, table in tables.items()}
+        return {name: (int(count), int(size or 0)) for name, (count, size) in found.items()}
+
     def references(self, sha256s: Sequence[str]) -> set[str]:
         """Which of these hashes a model, a data file or an artefact of a job still has."""
         wanted = list(sha256s)

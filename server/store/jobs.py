@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from server.store.database import Conflict, NotFound
 from server.store.events import append_event, insert_event, lease_lost, state_event, unknown_job
-from server.store.lookups import SHOWN, foreign_cursor, plain
+from server.store.job_lists import CREATED, LISTED, job_page, listed, listed_text
+from server.store.lookups import SHOWN, plain, searchable
 from server.store.models import ArtifactRow, DatasetRow, JobFileRow, JobRow, ModelRow
 from server.store.queue import MAX_CRASHES, UNHELD, Beat, Claim, JobQueue, locked_state
 from tuner.job import JobSpec
-from tuner.results import JobResult, TrialFailure
+from tuner.results import JobResult
 from tuner.store import RESUMABLE, JobState, from_json, spec_json
-from tuner.wire import ArtifactView, JobDetail, JobEvent, JobProgress
+from tuner.wire import ArtifactView, JobDetail, JobEvent, JobProgress, summarize_outcome
 
 __all__ = ["MAX_CRASHES", "Beat", "Claim", "JobStore"]
 
 WAITING = (JobState.QUEUED, JobState.INTERRUPTED)
 ACTIVE = (*WAITING, JobState.RUNNING)
-
-LISTED = (
-    JobRow.job_id,
-    JobRow.name,
-    JobRow.state,
-    JobRow.model_id,
-    JobRow.created_at,
-    JobRow.updated_at,
-    JobRow.seconds,
-    JobRow.cancel_requested,
-    JobRow.owner,
-    JobRow.progress,
-    JobRow.feasible,
-    JobRow.error,
-)
 
 
 class JobStore(JobQueue):
@@ -61,6 +45,7 @@ class JobStore(JobQueue):
         now, owner = self._database.now(), owner or ""
         new = self._database.upsert(JobRow).values(
             job_id=job_id,
+            goal=spec.accuracy_constraint.sentence(),
             name=spec.name,
             state=JobState.QUEUED,
             seconds=0.0,
@@ -78,9 +63,10 @@ class JobStore(JobQueue):
             earlier = _of_key(connection, owner, idempotency_key, request_sha256)
             if earlier is not None:
                 return earlier, False
-            _require_files(connection, files)
+            model_name = _require_files(connection, files).get(spec.model)
+            named = {"model_name": model_name, "searched": searchable(spec.name, model_name or "")}
             # Of two requests with one key that got this far together, the later waits here until the earlier has stored its job.
-            if connection.execute(new.on_conflict_do_nothing().returning(JobRow.job_id)).one_or_none() is None:
+            if connection.execute(new.values(**named).on_conflict_do_nothing().returning(JobRow.job_id)).one_or_none() is None:
                 earlier = _of_key(connection, owner, idempotency_key, request_sha256)
                 if earlier is None:
                     raise Conflict(f"a job with the id '{job_id}' is there already. Submit it once more: it will be given another id.")
@@ -101,23 +87,29 @@ class JobStore(JobQueue):
         what = f"job '{job_id}'"
         spec = from_json(JobSpec, row.spec, what)
         result = from_json(JobResult, row.result, f"the result of {what}") if row.result else None
-        return JobDetail(**_listed(row) | {"model": spec.model, "spec": spec, "result": result})
+        return JobDetail(**listed(row) | {"model": spec.model, "spec": spec, "result": result})
 
     def text(self, job_id: str) -> str:
         """A JobDetail as JSON."""
         row = self._row(job_id, *LISTED, JobRow.spec, JobRow.result)
-        return f'{_listed_text(row)[:-1]},"spec":{row.spec},"result":{row.result or "null"}}}'
+        return f'{listed_text(row)[:-1]},"spec":{row.spec},"result":{row.result or "null"}}}'
 
-    def page(self, *, cursor: str | None, limit: int, state: JobState | None, model: str | None, name: str | None) -> str:
-        """A Page[JobView] as JSON, the newest jobs first. cursor: the last id of the page before. name: how the name begins."""
-        if cursor is not None and cursor != plain(cursor):
-            raise foreign_cursor(cursor)
-        given = {"cursor": cursor, "state": state, "model": model and plain(model), "name": (name and plain(name)) or None}
-        wanted = _page_statement(*(name for name, value in given.items() if value is not None))
-        with self._database.read("listing jobs") as connection:
-            rows = connection.execute(wanted, given | {"rows": limit + 1, "letters": len(name or "")}).all()
-        following = json.dumps(rows[limit - 1].job_id if len(rows) > limit else None)
-        return f'{{"items":[{",".join(map(_listed_text, rows[:limit]))}],"next":{following}}}'
+    def page(
+        self,
+        *,
+        cursor: str | None,
+        limit: int,
+        state: JobState | None = None,
+        model: str | None = None,
+        name: str | None = None,
+        search: str | None = None,
+        sort: str = CREATED,
+        descending: bool = True,
+    ) -> str:
+        """A Page[JobView] as JSON. name: how the name begins; search: a part of its name or of its model's, in capitals or not;
+        sort: `created` or `name`."""
+        filters = {"state": state, "model": model, "name": name, "search": search}
+        return job_page(self._database, cursor=cursor, limit=limit, filters=filters, sort=sort, descending=descending)
 
     def row_state(self, job_id: str) -> JobState:
         state: JobState = self._row(job_id, JobRow.state).state
@@ -150,7 +142,7 @@ class JobStore(JobQueue):
     def resume(self, job_id: str) -> JobState:
         """Queue a stopped job again: it goes on from its finished trials."""
         now = self._database.now()
-        fresh = UNHELD | {"cancel_requested": False, "error": None, "crashes": 0, "result": None, "feasible": None}
+        fresh = UNHELD | {"cancel_requested": False, "error": None, "crashes": 0, "result": None, "feasible": None, "outcome": None}
         with self._database.write(f"resuming job '{job_id}'") as connection:
             state = locked_state(connection, job_id)
             if state not in RESUMABLE:
@@ -180,8 +172,10 @@ class JobStore(JobQueue):
 
     def finish(self, job_id: str, lease: str, result: JobResult, artifacts: Sequence[ArtifactView]) -> None:
         """Record what a job found and left, all at once. It goes on running until its state says otherwise. LeaseLost."""
+        outcome = summarize_outcome(result.best).model_dump_json()
+        found = {"result": result.model_dump_json(), "feasible": result.feasible, "outcome": outcome}
         with self._database.write(f"storing the result of job '{job_id}'") as connection:
-            _change_held(connection, job_id, lease, {"result": result.model_dump_json(), "feasible": result.feasible})
+            _change_held(connection, job_id, lease, found)
             for artifact in artifacts:
                 self._put_artifact(connection, job_id, artifact)
 
@@ -245,70 +239,11 @@ class JobStore(JobQueue):
         connection.execute(new.on_conflict_do_update(index_elements=["job_id", "name"], set_=values))
 
 
-NO_PROGRESS = JobProgress().model_dump_json()
 ARTIFACT = (ArtifactRow.name, ArtifactRow.size_bytes, ArtifactRow.sha256, ArtifactRow.media_type, ArtifactRow.created_at)
 
 
 def _artifact(row: Row[*tuple[Any, ...]]) -> ArtifactView:
     return ArtifactView(name=row.name, size_bytes=row.size_bytes, sha256=row.sha256, media_type=row.media_type, created=row.created_at)
-
-
-def _listed(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    """The fields of a JobView."""
-    what = f"job '{row.job_id}'"
-    return {
-        "id": row.job_id,
-        "name": row.name,
-        "state": row.state,
-        "model": row.model_id or "",
-        "created": row.created_at,
-        "updated": row.updated_at,
-        "seconds": row.seconds,
-        "cancel_requested": row.cancel_requested,
-        "owner": row.owner or None,
-        "progress": from_json(JobProgress, row.progress, f"the progress of {what}") if row.progress else JobProgress(),
-        "feasible": row.feasible,
-        "error": from_json(TrialFailure, row.error, f"the error of {what}") if row.error else None,
-    }
-
-
-FILTERS = {
-    "cursor": JobRow.job_id < bindparam("cursor"),
-    "state": JobRow.state == bindparam("state"),
-    "model": JobRow.model_id == bindparam("model"),
-    "name": func.substr(JobRow.name, 1, bindparam("letters")) == bindparam("name"),
-}
-
-
-@cache
-def _page_statement(*filters: str) -> Select[*tuple[Any, ...]]:
-    """Made once: putting a statement together takes as long as executing it."""
-    wanted = select(*LISTED).where(*(FILTERS[name] for name in filters))
-    return wanted.order_by(JobRow.job_id.desc()).limit(bindparam("rows"))
-
-
-def _listed_text(row: Row[*tuple[Any, ...]]) -> str:
-    """A JobView as JSON, from what is stored as JSON without reading that."""
-    fields = {
-        "id": row.job_id,
-        "name": row.name,
-        "state": row.state,
-        "model": row.model_id or "",
-        "created": _utc(row.created_at),
-        "updated": _utc(row.updated_at),
-        "seconds": row.seconds,
-        "cancel_requested": row.cancel_requested,
-        "owner": row.owner or None,
-        "feasible": row.feasible,
-    }
-    return f'{_json(fields)[:-1]},"progress":{row.progress or NO_PROGRESS},"error":{row.error or "null"}}}'
-
-
-_json = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def _utc(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
 
 
 def _of_key(connection: Connection, owner: str, key: str | None, request_sha256: str | None) -> str | None:
@@ -328,20 +263,22 @@ def _of_key(connection: Connection, owner: str, key: str | None, request_sha256:
     return job_id
 
 
-def _require_files(connection: Connection, files: Sequence[str]) -> None:
-    """NotFound unless all are there. They stay locked, so that nobody deletes them before the job is stored."""
+def _require_files(connection: Connection, files: Sequence[str]) -> dict[str, str]:
+    """Their names; NotFound unless all are there. They stay locked, so that nobody deletes them before the job is stored."""
     wanted = sorted({plain(file_id) for file_id in files})
     if not wanted:
-        return
-    found: set[str] = set()
+        return {}
+    found: dict[str, str] = {}
     for table in (ModelRow, DatasetRow):
-        found |= set(connection.scalars(select(table.id).where(table.id.in_(wanted)).order_by(table.id).with_for_update(read=True)))
+        held = select(table.id, table.name).where(table.id.in_(wanted)).order_by(table.id).with_for_update(read=True)
+        found |= {row.id: row.name for row in connection.execute(held)}
     missing = [file_id for file_id in files if file_id not in found]
     if missing:
         raise NotFound(
             f"there is no upload '{missing[0][:SHOWN]}' (any more). Send the file with POST /api/v1/models or /api/v1/datasets "
             "and submit the job with the id that is answered."
         )
+    return found
 
 
 def _change_held(connection: Connection, job_id: str, lease: str, changes: dict[str, Any]) -> None:

@@ -33,13 +33,13 @@ class KeyStore:
         """Also one that was revoked or has expired."""
         with self._database.read("reading a key") as connection:
             row = connection.execute(select(*COLUMNS, KeyRow.secret_sha256).where(KeyRow.id == plain(id))).one_or_none()
-        return None if row is None else StoredKey(**_fields(row), secret_sha256=row.secret_sha256)
+        return None if row is None else StoredKey(**fields(row), secret_sha256=row.secret_sha256)
 
     def list(self) -> tuple[KeyView, ...]:
         """All of them, the newest first."""
         with self._database.read("listing keys") as connection:
             rows = connection.execute(select(*COLUMNS).order_by(KeyRow.created_at.desc(), KeyRow.id.desc())).all()
-        return tuple(KeyView(**_fields(row)) for row in rows)
+        return tuple(KeyView(**fields(row)) for row in rows)
 
     def revoke(self, id: str) -> KeyView:
         """From now on it opens nothing. Revoking it again changes nothing; NotFound for an unknown one."""
@@ -49,7 +49,7 @@ class KeyStore:
             row = connection.execute(select(*COLUMNS).where(KeyRow.id == plain(id))).one_or_none()
         if row is None:
             raise NotFound(f"there is no API key '{id[:SHOWN]}'; GET /api/v1/keys or `tuner keys list` shows those there are")
-        return KeyView(**_fields(row))
+        return KeyView(**fields(row))
 
     def any(self) -> bool:
         """Was there ever a key?"""
@@ -66,7 +66,8 @@ class KeyStore:
 COLUMNS = (KeyRow.id, KeyRow.name, KeyRow.role, KeyRow.created_at, KeyRow.expires_at, KeyRow.revoked_at)
 
 
-def _fields(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
+def fields(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
+    """Those of a KeyView, from a row with COLUMNS."""
     return {
         "id": row.id,
         "name": row.name,

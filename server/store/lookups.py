@@ -43,6 +43,11 @@ def plain(text: str) -> str:
     return text.replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
+def searchable(*names: str) -> str:
+    """Names as searches compare them: without regard to case, and with a line break between them, which no search has."""
+    return "\n".join(names).casefold()
+
+
 def storable_number(number: int) -> bool:
     """Can an integer column hold it?"""
     return 0 <= number <= LARGEST

@@ -81,6 +81,18 @@ class KeyRow(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class SessionRow(Base):
+    """A browser that was let in with a key. What proves it is not here, only the SHA-256 of it."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index(None, "key_id"), Index(None, "expires_at"))
+
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey(KeyRow.id, ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
 class ModelRow(Base):
     __tablename__ = "models"
     __table_args__ = (Index(None, "created_at", "id"),)
@@ -117,6 +129,7 @@ class JobRow(Base):
         Index(None, "state", "job_id"),
         Index(None, "model_id", "job_id"),
         Index(None, "owner", "state"),
+        Index(None, "name", "job_id"),
         UniqueConstraint("owner", "idempotency_key"),
     )
 
@@ -151,6 +164,14 @@ class JobRow(Base):
     """TrialFailure as JSON."""
     result: Mapped[str | None] = mapped_column(Text)
     """JobResult as JSON."""
+    goal: Mapped[str | None]
+    """The first constraint in words."""
+    model_name: Mapped[str | None]
+    """What the model's upload was called when the job was submitted."""
+    searched: Mapped[str | None] = mapped_column(Text)
+    """The names of the job and of its model as searches compare them: `lookups.searchable`."""
+    outcome: Mapped[str | None] = mapped_column(Text)
+    """OutcomeSummary as JSON."""
 
 
 class JobFileRow(Base):

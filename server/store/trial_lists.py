@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, func, select, tuple_
 
 from server.store.database import Database, NotFound
 from server.store.events import unknown_job
 from server.store.lookups import foreign_cursor, plain, read_cursor, storable_number, write_cursor
 from server.store.models import JobRow, TrialRow
+from server.store.trial_samples import DRAWN, Mark, sampled
 from tuner.errors import UnknownName
-from tuner.results import TrialState
+from tuner.results import FINISHED, TrialResult, TrialState
 from tuner.store import from_json
 from tuner.wire import TrialSummary
 
@@ -23,6 +25,17 @@ VALUES: dict[str, Any] = {"violation": TrialRow.violation, "speedup": TrialRow.s
 """What a list can be sorted by besides the number. A trial may lack these; it comes last then."""
 SORTS = (NUMBER, *VALUES)
 STREAMED = 500
+MARK = (TrialRow.number, TrialRow.state, TrialRow.feasible, TrialRow.violation, TrialRow.speedup, TrialRow.size_bytes)
+"""What a sample is chosen by: these lie before the long texts, which are read of the chosen ones alone."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A trial with when it was begun and when it was last finished."""
+
+    trial: TrialResult
+    created: datetime
+    finished: datetime | None
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,26 @@ class TrialReader:
         self._require(job_id)
         raise NotFound(f"job '{job_id}' has no trial {number}; GET /api/v1/jobs/{job_id}/trials lists those there are")
 
+    def sample(self, job_id: str, most: int) -> str:
+        """A TrialSample as JSON: at most `most` of the trials that run or are finished, by number; see `trial_samples`."""
+        rows, total = self._sampled(job_id, most, TrialRow.summary)
+        return f'{{"items":[{",".join(row.summary for row in rows)}],"total":{total}}}'
+
+    def recorded(self, job_id: str, most: int) -> list[Recorded]:
+        """The same trials with everything that was recorded of them."""
+        rows, _ = self._sampled(job_id, most, TrialRow.created_at, TrialRow.finished_at, TrialRow.result)
+        what = f"of job '{job_id}'"
+        return [Recorded(from_json(TrialResult, row.result, f"trial {row.number} {what}"), row.created_at, row.finished_at) for row in rows]
+
+    def finished(self, job_id: str) -> int:
+        """How many trials are finished."""
+        wanted = select(func.count()).where(TrialRow.job_id == plain(job_id), TrialRow.state.in_(FINISHED))
+        with self._database.read(f"counting the trials of job '{job_id}'") as connection:
+            count = connection.scalar(wanted) or 0
+        if not count:
+            self._require(job_id)
+        return count
+
     def rows(self, job_id: str) -> Iterator[TrialSummary]:
         """All trials by number, read bit by bit. An unknown job is told at once."""
         self._require(job_id)
@@ -122,6 +155,17 @@ class TrialReader:
                 return
             place = (None, rows[-1].number)
 
+    def _sampled(self, job_id: str, most: int, *columns: Any) -> tuple[list[Any], int]:
+        """The sampled rows with these columns, by number, and of how many trials the sample was taken."""
+        with self._database.read(f"sampling the trials of job '{job_id}'") as connection:
+            chosen, total = _sample(connection, plain(job_id), most)
+            rows = connection.execute(_these(plain(job_id), chosen, total, *columns)).all() if chosen else []
+        if not total:
+            self._require(job_id)
+        known = {row.number: row for row in rows}
+        # On PostgreSQL the job may have been deleted between the two statements.
+        return [known[number] for number in chosen if number in known], total
+
     def _require(self, job_id: str) -> None:
         with self._database.read(f"reading job '{job_id}'") as connection:
             known = connection.scalar(select(JobRow.job_id).where(JobRow.job_id == plain(job_id)))
@@ -132,6 +176,20 @@ class TrialReader:
 def _filters(state: TrialState | None, feasible: bool | None) -> list[ColumnElement[bool]]:
     asked: list[tuple[Any, Any]] = [(TrialRow.state, state), (TrialRow.feasible, feasible)]
     return [column == value for column, value in asked if value is not None]
+
+
+def _sample(connection: Connection, job_id: str, most: int) -> tuple[list[int], int]:
+    """The numbers of the sample, and of how many trials it was taken."""
+    rows = connection.execute(select(*MARK).where(TrialRow.job_id == job_id).order_by(TrialRow.number))
+    # Not a filter of the statement: it would take the index on states, and sort.
+    shown = [mark for mark in map(Mark._make, rows) if mark.state in DRAWN]
+    return sampled(shown, most), len(shown)
+
+
+def _these(job_id: str, numbers: list[int], total: int, *columns: Any) -> Select[*tuple[Any, ...]]:
+    """The rows of these numbers; where they are all of `total`, those from the first to the last, a few others among them perhaps."""
+    chosen = TrialRow.number.between(numbers[0], numbers[-1]) if len(numbers) == total else TrialRow.number.in_(numbers)
+    return select(TrialRow.number, *columns).where(TrialRow.job_id == job_id, chosen)
 
 
 def _rows(

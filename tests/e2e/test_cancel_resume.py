@@ -85,6 +85,7 @@ def refused(server: RunningServer, path: str) -> str:
 PHASES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "start": lambda event: event["state"] == "running",
     "prepare": lambda event: event["phase"] == "prepare",
+    "baseline": lambda event: event["phase"] == "baseline",
     "calibrate": lambda event: event["phase"] == "calibrate",
     "sensitivity": lambda event: event["phase"] == "sensitivity",
     "search": lambda event: event["kind"] == "trial" and event["trial"]["number"] == 1,

@@ -76,7 +76,7 @@ def test_the_job_ended_well(finished: Finished) -> None:
     assert result.trials["total"] == 6
     assert all(trial.state in (TrialState.COMPLETE, TrialState.STOPPED) for trial in finished.store.trials("20261121-e2e"))
     assert list(dict.fromkeys(event.phase for event in finished.events)) == list(PHASES)
-    assert set(PHASES[:4]) <= set(result.phases)
+    assert set(PHASES[:5]) <= set(result.phases)
     assert result.summary.startswith("Target met: the best model is ")
 
 

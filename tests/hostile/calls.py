@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -176,7 +178,63 @@ KEYS = [
     ),
 ]
 
-CASES = [*PATHS, *QUERIES, *METHODS, *OTHERS, *KEYS]
+SIGN_IN = "Sign in again with an API key"
+OWN_PAGE = "Open this server's address in the browser and do it there"
+OURS = {"Sec-Fetch-Site": "same-origin"}
+
+
+def cookie(name: str, whose: str, says: str, forge: Callable[[str], str] = str) -> Case:
+    """A look by a session that is none, or no longer."""
+
+    def send(world: World) -> httpx.Response:
+        return world.send("GET", "/jobs", None, headers={"Cookie": f"accutune_session={forge(world.sessions[whose])}"})
+
+    return Case(f"session: {name}", 401, says, send, {"WWW-Authenticate": "Bearer"})
+
+
+def elsewhere(name: str, method: str, path: str, says: str = OWN_PAGE, whose: str = "admin", /, **headers: str) -> Case:
+    """A change by an admin's session that another page makes the browser send."""
+
+    def send(world: World) -> httpx.Response:
+        sent = {"Cookie": f"accutune_session={world.sessions[whose]}"} | headers
+        content = {"json": {"key": world.keys["viewer"]}} if path == "/session" and method == "POST" else {}
+        return world.send(method, path.format_map(world.ids), None, headers=sent, **content)
+
+    return Case(f"session: {name}", 403, says, send)
+
+
+def entry(name: str, key: str, says: str) -> Case:
+    return Case(f"sign-in: {name}", 401, says, lambda world: world.send("POST", "/session", None, json={"key": world.keys.get(key, key)}))
+
+
+SESSIONS = [
+    cookie("forged", "admin", SIGN_IN, lambda token: "A" * len(token)),
+    cookie("truncated", "admin", SIGN_IN, lambda token: token[:-1]),
+    cookie("its hash", "admin", SIGN_IN, lambda token: hashlib.sha256(token.encode()).hexdigest()),
+    cookie("empty", "admin", SIGN_IN, lambda _: ""),
+    cookie("SQL", "admin", SIGN_IN, lambda _: "'OR'1'='1"),
+    cookie("very long", "admin", SIGN_IN, lambda token: token * 200),
+    cookie("used again after it was signed out", "ended", SIGN_IN),
+    cookie("twelve hours old", "old", SIGN_IN),
+    cookie("of a revoked key", "revoked", NEW_KEY),
+    cookie("of an expired key", "expired", SIGN_IN),
+    elsewhere("another site makes a key", "POST", "/keys", **{"Sec-Fetch-Site": "cross-site"}),
+    elsewhere("another site submits, by an older browser", "POST", "/jobs", Origin="https://attacker.example"),
+    elsewhere("a program of this machine deletes", "DELETE", "/jobs/{done}", **{"Sec-Fetch-Site": "same-site"}),
+    elsewhere("nobody says whose page uploads", "POST", "/models?name=net.onnx"),
+    elsewhere("another site signs out", "DELETE", "/session", Origin="null"),
+    elsewhere("another site signs in as somebody else", "POST", "/session", **{"Sec-Fetch-Site": "cross-site"}),
+    elsewhere("a viewer uploads", "POST", "/models?name=net.onnx", SUBMITTER_NEEDED, "viewer", **OURS),
+    elsewhere("a submitter lists keys", "GET", "/keys", SUBMITTER_NEEDED, "submitter"),
+    entry("no key", "", MALFORMED),
+    entry("a wrong key", "acc_key0000000000000000_" + "A" * 43, WHOLE),
+    entry("a revoked key", "revoked", NEW_KEY),
+    entry("an expired key", "expired", NEW_KEY),
+    asked("sign-in: too long", "POST", "/session", "1,024 bytes at most", 413, None, json={"key": "acc_" + "a" * 2000}),
+    asked("sign-in: a form", "POST", "/session", '{"key": "acc_…"}', 415, None, data={"key": "acc_a_b"}),
+]
+
+CASES = [*PATHS, *QUERIES, *METHODS, *OTHERS, *KEYS, *SESSIONS]
 
 
 def strange(name: str, method: str, path: str, says: str = LOOPBACK, **headers: str) -> Case:
@@ -195,6 +253,11 @@ OPEN_CASES = [
     strange("origin: null", "POST", "/jobs", Origin="null"),
     strange("origin: a page deletes", "DELETE", "/models/mdl-0000000000000000", Origin="https://attacker.example"),
     strange("origin: the browser says cross-site", "POST", "/keys", **{"Sec-Fetch-Site": "cross-site"}),
+    strange("host: a name that leads here, with a cookie", "GET", "/jobs", Host="attacker.example", Cookie="accutune_session=a"),
+    strange("host: a name that leads here signs in", "POST", "/session", Host="attacker.example"),
+    strange("origin: with a cookie", "POST", "/jobs", Origin="https://attacker.example", Cookie="accutune_session=a"),
+    strange("origin: no address", "POST", "/jobs", Origin="http://["),
+    asked("sign-in: where no key is needed", "POST", "/session", "Go on without signing in", 409, None, json={"key": "acc_a_b"}),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hostile.world import Case, World
@@ -44,7 +45,7 @@ def body(name: str, content: bytes | Callable[[World], bytes], says: str, status
 
     def send(world: World) -> Any:
         sent = content(world) if callable(content) else content
-        return world.send("POST", "/jobs", content=sent, headers={**JSON, **headers})
+        return world.send("POST", world.jobs, content=sent, headers={**JSON, **headers})
 
     return Case(f"body of a job: {name}", status, says, send)
 
@@ -169,10 +170,19 @@ BODIES = [
     body("wrong type", b"model=1", "-H 'Content-Type: application/json'", 415, **{"Content-Type": "application/x-www-form-urlencoded"}),
     body("YAML by its type", b"model: m", "-H 'Content-Type: application/json'", 415, **{"Content-Type": "application/yaml"}),
     body("gzip", b"\x1f\x8b\x08" + bytes(20), "see /api/v1/openapi.json for an example", 422, **{"Content-Encoding": "gzip"}),
+]
+
+KEYS = [
     keyed("with blanks", "a b"),
     keyed("too long", "k" * 201),
     keyed("empty", ""),
     Case("Idempotency-Key: with another body", 409, "choose a new key for a new one", same_key),
 ]
 
-CASES = [*FILES, *FIELDS, *BODIES]
+
+def only_asked(case: Case) -> Case:
+    """The same job, of which is only asked what it would do."""
+    return replace(case, name=f"check of a {case.name}", send=lambda world: case.send(replace(world, jobs="/checks")))
+
+
+CASES = [*FILES, *FIELDS, *BODIES, *KEYS, *map(only_asked, [*FILES, *FIELDS, *BODIES])]

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from tiny_jobs import dense, net
 from hostile import data
 from server.api.services import Services
 from server.auth import Keys
+from server.sessions import Sessions
 from server.store.keys import KeyStore
+from server.store.sessions import SessionStore
 from tuner.wire import KeyRequest, Role
 
 LIMITS = {
@@ -35,7 +37,7 @@ LIMITS = {
     "max_active_jobs": 1,
     "max_stored_gb": 0.01,
 }
-TABLES = ("api_keys", "models", "datasets", "jobs", "job_files", "trials", "artifacts", "events")
+TABLES = ("api_keys", "sessions", "models", "datasets", "jobs", "job_files", "trials", "artifacts", "events")
 CHANGING = ("accutune.db", "accutune.db-wal", "accutune.db-shm", "gate.log")
 Send = Callable[["World"], httpx.Response]
 
@@ -54,12 +56,16 @@ class Case:
 
 @dataclass(frozen=True)
 class World:
-    """A server, and what tests know of it. keys: by who holds them; ids: of uploads and jobs, by what they are."""
+    """A server, and what tests know of it. keys: by who holds them; ids: of uploads and jobs, by what they are; sessions: what proves
+    them, by whose they are."""
 
     server: RunningServer
     http: httpx.Client
     keys: dict[str, str] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
+    sessions: dict[str, str] = field(default_factory=dict)
+    jobs: str = "/jobs"
+    """Where jobs are sent."""
 
     def send(self, method: str, path: str, key: str | None = "submitter", **content: Any) -> httpx.Response:
         """path: below /api/v1, as it stands on the wire."""
@@ -88,7 +94,7 @@ class World:
         return {"name": "tiny", "model": self.ids["model"], "data": data, "constraints": constraints, "metrics": ["top1"]} | changes
 
     def submit(self, job: Any, key: str = "submitter", **headers: str) -> httpx.Response:
-        return self.send("POST", "/jobs", key, json=job, headers=headers)
+        return self.send("POST", self.jobs, key, json=job, headers=headers)
 
     def raw(self, head: str, body: bytes = b"", key: str = "submitter") -> httpx.Response:
         """Send bytes as they stand; `head` is the request line and headers, without those that every request has."""
@@ -120,8 +126,9 @@ def answered(wire: socket.socket) -> httpx.Response:
 @contextmanager
 def world(folder: Path) -> Iterator[World]:
     """A server on a new data folder, with keys, files, a finished job and one that another server runs."""
-    keys, ids = _furnish(folder / "data")
+    keys, ids, sessions = _furnish(folder / "data")
     with _served(folder, keys, ids, **LIMITS) as made:
+        made.sessions.update(sessions)
         made.keep("models", "model", dense())
         made.keep("models", "two inputs", net_of_two())
         for name, change in FILES.items():
@@ -148,13 +155,13 @@ def _served(folder: Path, keys: dict[str, str], ids: dict[str, str], **limits: o
         yield made
 
 
-def _furnish(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _furnish(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     folder.mkdir()
     with opened(folder, anonymous=False) as services:
-        keys = _keys(services)
+        keys, sessions = _keys(services), _sessions(services)
         ids = _jobs(services, keys["owner"])
         _hoard(services, keys["hoarder"])
-    return keys, ids
+    return keys, ids, sessions
 
 
 def _keys(services: Services) -> dict[str, str]:
@@ -165,6 +172,17 @@ def _keys(services: Services) -> dict[str, str]:
     past = Keys(KeyStore(services.database), lambda: datetime(2020, 1, 1, tzinfo=UTC))
     made["expired"] = past.make(KeyRequest(name="expired", days=1))
     return {name: key.key for name, key in made.items()}
+
+
+def _sessions(services: Services) -> dict[str, str]:
+    """One for every key, as of now; `old` is of yesterday, and `ended` was signed out."""
+    rows, keys = SessionStore(services.database), services.keys.list()
+    made = {key.name: Sessions(rows).make(key).token for key in keys}
+    (admin,) = (key for key in keys if key.name == "admin")
+    made["ended"] = Sessions(rows).make(admin).token
+    Sessions(rows).end(made["ended"])
+    made["old"] = Sessions(rows, lambda: datetime.now(UTC) - timedelta(hours=12, seconds=1)).make(admin).token
+    return made
 
 
 def _jobs(services: Services, key: str) -> dict[str, str]:

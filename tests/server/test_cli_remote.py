@@ -163,6 +163,8 @@ def test_jobs_are_listed(call: Call, service: FakeService, spec: JobSpec) -> Non
     listed = json.loads(call("jobs", "--state", "queued", "--json").out)
     assert [job["id"] for job in listed] == ["job-2"]
     assert json.loads(call("jobs", "--state", "failed", "--json").out) == []
+    call("jobs", "--search", "résnet %")
+    assert service.requests[-1].url.params["search"] == "résnet %"
 
 
 @pytest.mark.parametrize(

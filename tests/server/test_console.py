@@ -36,7 +36,7 @@ def shown(folder: Path, terminal: bool) -> str:
 def test_a_failed_trial_is_shown_in_the_live_table(tmp_path: Path) -> None:
     text = shown(tmp_path, terminal=True)
     assert "failed in session: shape [/x] of [red] is odd" in text
-    assert "prepare → calibrate → sensitivity → search" in text
+    assert "prepare → baseline → calibrate → sensitivity → search" in text
 
 
 def test_without_a_terminal_each_trial_is_one_line(tmp_path: Path) -> None:

@@ -185,7 +185,9 @@ def test_jobs_are_checked_within_their_folder(gate: Gate, tmp_path: Path) -> Non
         roles = {role: ref.model_copy(update={"file": "data.npz"}) for role, ref in job.data.roles().items()}
         return job.model_copy(update={"model": file, "data": job.data.model_copy(update=roles)})
 
-    assert gate.check_job(within("model.onnx"), tmp_path) == gate.check_job(job)
+    inside, outside = gate.check_job(within("model.onnx"), tmp_path), gate.check_job(job)
+    assert inside.rows == {"calibration": 75, "training": 0, "validation": 135, "holdout": 90}
+    assert inside.model_copy(update={"seconds": outside.seconds}) == outside
     text = refusal(ModelError, lambda: gate.check_job(within("gone.onnx"), tmp_path))
     assert text == "model gone.onnx cannot be read (No such file or directory); give the path of an .onnx file"
     data = dense_data(dense(), 300)

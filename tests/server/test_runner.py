@@ -29,10 +29,11 @@ from tuner.compress.pipeline import replay
 from tuner.errors import JobError, StorageError
 from tuner.gate import Gate
 from tuner.job import Budget, JobSpec
+from tuner.layer_profiles import PROFILES
 from tuner.model.graph import Model
 from tuner.plan import AppliedPlan
 from tuner.progress import Event
-from tuner.results import Preflight
+from tuner.results import BaselineRows, Preflight, RowScores
 from tuner.store import JobState
 
 
@@ -101,7 +102,8 @@ def test_a_finished_job_has_its_result_and_files(finished: Place) -> None:
     assert view.feasible == view.result.feasible
     names = {item.name for item in finished.jobs.artifacts("j1")}
     wanted = {"best.onnx", "best.plan.json", "report.html", "result.json", "job.json", "sensitivity.csv", "trials.csv"}
-    assert names == wanted | {f"trials/{number}.plan.json" for number in range(5)}
+    wanted |= {"layers.json", "rows.json"} | {f"trials/{number}.{what}.json" for number in range(5) for what in ("plan", "rows")}
+    assert names == wanted
     assert json.loads(finished.bytes_of("result.json")) == json.loads(view.result.model_dump_json())
     assert JobSpec.model_validate_json(finished.bytes_of("job.json")) == finished.spec
     assert len(list(csv.reader(StringIO(finished.bytes_of("trials.csv").decode())))) == 6
@@ -122,6 +124,24 @@ def test_every_trial_can_be_made_again_from_its_plan(finished: Place) -> None:
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (plan.result_sha256, summary.values["size_bytes"])
 
 
+def test_the_scores_of_rows_are_those_of_the_trials(finished: Place) -> None:
+    """Of every trial as many rows as it was scored on, also where it was scored on all of them afterwards."""
+    baseline = BaselineRows.model_validate_json(finished.bytes_of("rows.json"))
+    assert (baseline.metric, baseline.total, len(baseline.scores), min(baseline.rows)) == ("top1", 600, 600, 128)
+    for summary in TrialReader(finished.database).rows("j1"):
+        rows = RowScores.model_validate_json(finished.bytes_of(f"trials/{summary.number}.rows.json"))
+        assert len(rows.scores) == summary.samples
+        if summary.samples == baseline.total:
+            assert np.mean(rows.scores) == pytest.approx(summary.values["top1"])
+
+
+def test_the_layers_are_published_when_the_search_begins(finished: Place) -> None:
+    assert [profile.layer for profile in PROFILES.validate_json(finished.bytes_of("layers.json"))] == ["fc1", "fc2", "fc3"]
+    assert finished.jobs.view("j1").progress.profiled
+    published = finished.jobs.artifact("j1", "layers.json").created
+    assert published < finished.jobs.artifact("j1", "trials/0.plan.json").created
+
+
 def test_the_events_tell_the_whole_story(finished: Place) -> None:
     events = [json.loads(text) for _, text in EventReader(finished.database).after("j1", 0)]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
@@ -130,7 +150,10 @@ def test_the_events_tell_the_whole_story(finished: Place) -> None:
     assert events[-1]["state"] == "succeeded"
     trials = [event["trial"]["number"] for event in events if event["kind"] == "trial"]
     assert trials == [0, 1, 2, 3, 4]
-    assert [event["phase"] for event in events if event["kind"] == "phase"][:3] == ["prepare", "calibrate", "sensitivity"]
+    phases = [event["phase"] for event in events if event["kind"] == "phase"]
+    assert phases[:5] == ["prepare", "baseline", "calibrate", "sensitivity", "search"]
+    (checked,) = (event for event in events if event["message"].startswith("every check has passed"))
+    assert checked["phase"] == "baseline"
 
 
 def test_a_job_that_cannot_run_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +197,31 @@ def test_a_database_that_is_busy_is_no_failure_of_the_job(
     assert (view.state, view.error) == (JobState.RUNNING, None)
     run_main(errand, monkeypatch)
     assert place.jobs.row_state("j1") == JobState.SUCCEEDED
+    place.database.close()
+
+
+def test_a_job_that_goes_on_publishes_what_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the files cannot be handed over")
+
+    monkeypatch.chdir(tmp_path)
+    place = Place(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("server.runner.deliver", broken)
+        errand = place.run()
+    assert place.jobs.row_state("j1") == JobState.FAILED
+    before = {item.name: item for item in place.jobs.artifacts("j1")}
+    assert {"layers.json", "rows.json", "trials/4.rows.json"} <= set(before)
+    place.jobs.resume("j1")
+    claim = place.jobs.claim("here", 3600)
+    assert claim is not None
+    with only_one(tmp_path / "jobs" / "j1") as folder:
+        serve(errand.model_copy(update={"lease": claim.lease}), place.database, folder)
+    view = place.jobs.view("j1")
+    assert (view.state, view.progress.profiled) == (JobState.SUCCEEDED, True)
+    after = {item.name: item for item in place.jobs.artifacts("j1")}
+    assert after["layers.json"].created > before["layers.json"].created
+    assert {name: after[name].sha256 for name in before} == {name: item.sha256 for name, item in before.items()}
     place.database.close()
 
 
@@ -274,6 +322,22 @@ def test_counting_is_told_now_and_then_and_its_end_always() -> None:
     told = [event.done for _, event in notes.noted]
     assert told[-1] == 100
     assert 15 <= len(told) <= 25
+
+
+def test_layers_are_published_once_per_run_and_that_is_told() -> None:
+    notes, asked = Notes(), list[bool]()
+
+    def profile() -> bool:
+        asked.append(True)
+        return True
+
+    narrator = Narrator(notes, "j", "l", profile=profile)  # type: ignore[arg-type]
+    narrator(Event(phase="sensitivity", done=1, total=1))
+    assert asked == []
+    for event in (Event(phase="search"), Event(phase="search", done=5, total=5), Event(phase="certify")):
+        narrator(event)
+    assert asked == [True]
+    assert [progress.profiled for progress, _ in notes.noted] == [False, True, True, True]
 
 
 def test_what_the_checks_found_is_remembered(finished: Place) -> None:

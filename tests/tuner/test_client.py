@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import tuner
-from tests.fake_service import FakeService, broken_trial, problem, sha, trial
+from tests.fake_service import PREVIEW, FakeService, broken_trial, problem, sha, trial
 from tests.tiny_jobs import tiny_job
 from tuner.client import Client, Conflict
 from tuner.errors import DataError, InputError
@@ -130,6 +130,16 @@ def test_a_job_file_is_submitted_by_its_path(service: FakeService, client: Clien
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw))
     job = client.submit(tmp_path / "job.yaml")
     assert job.spec.model == next(iter(service.files["models"].values())).id
+
+
+def test_a_job_is_checked_with_its_files_and_not_submitted(service: FakeService, client: Client, spec: JobSpec, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True)))
+    assert client.check(tmp_path / "job.yaml") == PREVIEW
+    assert service.seen == ["GET /models", "POST /models", "GET /datasets", "POST /datasets", "POST /checks"]
+    service.next = [httpx.ReadError("reset")]
+    assert client.check(spec).seconds == 8.0
+    assert JobSpec.model_validate_json(service.requests[-1].content) == spec
+    assert service.jobs == {}
 
 
 def test_submitting_is_repeated_with_the_same_key(service: FakeService, client: Client, spec: JobSpec) -> None:

@@ -52,7 +52,7 @@ def test_the_smallest_feasible_model_is_returned_with_every_file(tmp_path: Path)
     assert result.best.size_ratio == result.best.measurements["size_bytes"].value / FLOAT_BYTES
     assert result.trials == {"total": 80, "complete": 80}
     assert result.baseline.measurements["top1"].value == BASELINE
-    assert list(result.phases) == ["prepare", "calibrate", "sensitivity", "search", "certify"]
+    assert list(result.phases) == ["prepare", "baseline", "calibrate", "sensitivity", "search", "certify"]
     assert result.notes == ("a note",)
     assert (result.blame, result.advice, [outcome.trial for outcome in result.pareto]) == ((), (), [result.best.trial])
     assert sorted(path.name for path in tmp_path.iterdir()) == [

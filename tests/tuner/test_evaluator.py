@@ -12,11 +12,12 @@ from tiny_jobs import CLASSES, FEATURES, dense, dense_data, net, tiny_job
 
 from search_spaces.space import SpaceSpec
 from tuner import evaluator as evaluator_module
+from tuner import preflight
 from tuner.errors import JobCancelled, StorageError, TrialError
 from tuner.evaluator import Evaluator
 from tuner.job import Budget, Constraint
 from tuner.plan import CompressionPlan, make_plan
-from tuner.preflight import preflight, search_aims
+from tuner.preflight import search_aims
 from tuner.results import TrialResult, TrialState
 
 GOOD, POOR = "u8-asym-minmax/s8-sym-channel", "u8-asym-minmax/s8-sym-tensor"
@@ -193,7 +194,7 @@ def test_two_constraints_on_one_metric_both_count(tmp_path: Path) -> None:
     assert [(verdict.metric, verdict.decision) for verdict in trial.verdicts] == [("top1", "met"), ("top1", "missed")]
     baseline = evaluator.validation.base_value(evaluator.metrics[0])
     assert search_aims(evaluator, 0.0) == {"top1": pytest.approx(baseline - 0.999)}
-    assert preflight(evaluator).allowed == {"top1": pytest.approx(baseline - 0.999)}
+    assert preflight.baseline(evaluator).allowed == {"top1": pytest.approx(baseline - 0.999)}
     early = evaluate(evaluator, plan_of(fc2=GOOD), aim=baseline - 0.999)
     assert not early.feasible
     assert early.measurements["top1"].samples < 600

@@ -12,7 +12,7 @@ from tiny_jobs import CLASSES, FEATURES, dense, dense_data, net, save_data, tiny
 from tuner.errors import DataError, InputError, JobError, UnknownName
 from tuner.evaluator import Evaluator
 from tuner.job import Constraint, DataRef, DataSpec, JobSpec, Target
-from tuner.preflight import check_names, preflight, search_aims
+from tuner.preflight import baseline, check_job, check_names, search_aims
 from tuner.results import Preflight
 
 ROWS = 300
@@ -22,6 +22,10 @@ def checked(folder: Path, **changes: Any) -> Preflight:
     job = tiny_job(folder, changes.pop("model", None), changes.pop("arrays", None), **changes)
     check_names(job)
     return preflight(Evaluator(job, folder / "cache"))
+
+
+def preflight(evaluator: Evaluator) -> Preflight:
+    return baseline(evaluator, check_job(evaluator))
 
 
 def good_data() -> dict[str, np.ndarray]:

@@ -268,9 +268,9 @@ def test_the_observer_sees_every_phase_and_trial(tmp_path: Path) -> None:
     job, events = make_job(), list[Event]()
     search(tmp_path, job, FakeExecutor(job), observer=events.append)
     phases = list(dict.fromkeys(event.phase for event in events))
-    assert phases == list(PHASES[: len(phases)]) == ["prepare", "calibrate", "sensitivity", "search"]
-    checked = [event.preflight for event in events if event.preflight is not None]
-    assert [preflight.rows["holdout"] for preflight in checked] == [100]
+    assert phases == list(PHASES[: len(phases)]) == ["prepare", "baseline", "calibrate", "sensitivity", "search"]
+    checked = [(event.phase, event.preflight) for event in events if event.preflight is not None]
+    assert [(phase, preflight.rows["holdout"], preflight.notes) for phase, preflight in checked] == [("baseline", 100, ("a note",))]
     trials = [event for event in events if event.trial is not None]
     assert [(event.done, event.total) for event in trials] == [(done, 12) for done in range(1, 13)]
     assert trials[-1].seconds_left == 0.0

@@ -83,7 +83,8 @@ def test_a_whole_job_in_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shown = {"number": 4, "plan": plan.model_dump(mode="json")}
     trial = shown | {"assignment": {"fc2": GOOD}, "aims": {"top1": 0.02}, "measure_latency": False}
     requests = [
-        {"call": "preflight", "args": {}},
+        {"call": "prepare", "args": {}},
+        {"call": "baseline", "args": {"notes": ["a note"]}},
         {"call": "calibrate", "args": {}},
         {"call": "survey", "args": {}},
         {"call": "aims", "args": {"discordance": 0.01}},
@@ -103,7 +104,9 @@ def test_a_whole_job_in_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     results = [reply["result"] for reply in replies if "result" in reply]
     assert len(results) == len(requests)
     assert any("progress" in reply for reply in replies)
+    assert list(results.pop(0)) == ["notes"]
     assert Preflight.model_validate(results[0]).rows["holdout"] == 400
+    assert Preflight.model_validate(results[0]).notes[0] == "a note"
     assert results[1]["rows"] == 128
     assert [row.layer for row in Findings.model_validate(results[2]).sensitivity] == ["fc1", "fc2", "fc3"]
     assert results[3] == search_aims(made[0].evaluator, 0.01) == {"top1": 0.02}

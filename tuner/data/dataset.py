@@ -169,6 +169,17 @@ def check_labels(dataset: Dataset, classes: int) -> None:
             )
 
 
+def label_range(dataset: Dataset) -> tuple[int, int, int] | None:
+    """The lowest and the highest label and how many different ones there are; None without labels, or where one is no whole number."""
+    found: NDArray[Any] | None = None
+    for indices in dataset.spans(BLOCK_BYTES // 8):
+        labels = dataset.labels(indices)
+        if labels is None or (labels != np.floor(labels)).any():
+            return None
+        found = np.unique(labels) if found is None else np.union1d(found, labels)
+    return None if found is None else (int(found[0]), int(found[-1]), len(found))
+
+
 def _cells(stored: StoredArray, dtype: np.dtype[Any], rows: Indices) -> NDArray[Any]:
     return np.ascontiguousarray(stored.values[rows], dtype)
 

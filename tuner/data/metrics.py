@@ -106,6 +106,11 @@ class Metric:
         low, high = self.bounds or (-np.inf, np.inf)
         return low if self.direction == "higher" else high
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether a drop can be decided before every row is scored: rows have scores, with known bounds."""
+        return self.score is not None and self.bounds is not None
+
     def per_sample(self, outputs: Array, labels: Array | None = None, reference: Array | None = None) -> Scores | None:
         """Scores of shape [n] whose mean is the value; None for a metric of whole splits."""
         if self.score is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -25,14 +25,29 @@ Digests = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Roles:
-    """What each role reads. `notes` records every choice made for the user; `excluded` counts rows taken out of the holdout."""
+    """What each role reads. `notes` records every choice made for the user; `excluded` counts rows taken out of the holdout.
+
+    overlap: {role: rows of the holdout that it has too, which were taken out}; of roles that the job names.
+    repeated: validation rows that training has too, which stay."""
 
     calibration: Dataset
     training: Dataset | None
     validation: Dataset
     holdout: Dataset
     excluded: int = 0
+    overlap: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows each role has."""
+        return {
+            "calibration": len(self.calibration),
+            "training": len(self.training) if self.training else 0,
+            "validation": len(self.validation),
+            "holdout": len(self.holdout),
+        }
 
 
 def open_roles(data: DataSpec, inputs: Sequence[InputInfo], cache: Path, seed: int) -> Roles:
@@ -55,7 +70,8 @@ def open_roles(data: DataSpec, inputs: Sequence[InputInfo], cache: Path, seed: i
         source = "training" if "training" in named else "validation"
         named["calibration"] = named[source].subset(np.arange(min(CALIBRATION_ROWS, len(named[source]))))
         notes.append(f"calibration: the first {len(named['calibration'])} rows of {source}")
-    keep, seen_notes = _unseen(digests)
+    keep, overlap, seen_notes = _unseen(digests)
+    repeated, repeated_notes = _repeated(digests)
     holdout = named["holdout"] if keep.all() else named["holdout"].subset(np.flatnonzero(keep))
     return Roles(
         calibration=named["calibration"],
@@ -63,7 +79,9 @@ def open_roles(data: DataSpec, inputs: Sequence[InputInfo], cache: Path, seed: i
         validation=named["validation"],
         holdout=holdout,
         excluded=int((~keep).sum()),
-        notes=(*notes, *seen_notes),
+        overlap=overlap,
+        repeated=repeated,
+        notes=(*notes, *seen_notes, *repeated_notes),
     )
 
 
@@ -113,13 +131,14 @@ def _half_aside(content: Digests, seed: int) -> NDArray[np.bool_]:
     return aside
 
 
-def _unseen(digests: dict[str, Digests]) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which holdout rows differ from every row of the other roles, and notes. DataError where too few do."""
-    held, validation = digests["holdout"], digests["validation"]
+def _unseen(digests: dict[str, Digests]) -> tuple[NDArray[np.bool_], dict[str, int], list[str]]:
+    """Which holdout rows differ from every row of the other roles, how many do not of each, and notes. DataError where too few do."""
+    held = digests["holdout"]
     seen = {role: np.isin(held, other) for role, other in digests.items() if role != "holdout"}
     keep: NDArray[np.bool_] = ~np.any(list(seen.values()), axis=0)
     excluded = int((~keep).sum())
-    listed = ", ".join(f"{int(mask.sum())} in {role}" for role, mask in seen.items() if mask.any())
+    overlap = {role: int(mask.sum()) for role, mask in seen.items()}
+    listed = ", ".join(f"{count} in {role}" for role, count in overlap.items() if count)
     if excluded > MAX_EXCLUDED * len(held):
         raise DataError(
             f"holdout must hold rows that the other roles do not, got {excluded} of {len(held)} rows with equal inputs ({listed}); "
@@ -129,8 +148,11 @@ def _unseen(digests: dict[str, Digests]) -> tuple[NDArray[np.bool_], list[str]]:
     notes = []
     if excluded:
         notes.append(f"holdout: {excluded} of {len(held)} rows taken out because other roles hold equal inputs ({listed})")
-    # The search then sees too good a score; the holdout, being clean, does not.
-    repeated = int(np.isin(validation, digests.get("training", held[:0])).sum())
-    if repeated:
-        notes.append(f"validation: {repeated} of {len(validation)} rows have equal inputs in training")
-    return keep, notes
+    return keep, overlap, notes
+
+
+def _repeated(digests: dict[str, Digests]) -> tuple[int, list[str]]:
+    """How many validation rows training has too, and a note: the search then sees too good a score; the holdout, being clean, does not."""
+    validation = digests["validation"]
+    count = int(np.isin(validation, digests.get("training", validation[:0])).sum())
+    return count, [f"validation: {count} of {len(validation)} rows have equal inputs in training"] if count else []

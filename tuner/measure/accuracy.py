@@ -27,6 +27,7 @@ from tuner.results import Decision, Interval, Measurement
 Scores = NDArray[np.float64]
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 """A batch of inputs -> the model's first output."""
+Progress = Callable[[int, int], None]
 
 FIRST_BLOCK = 128
 BATCH_BYTES = 8 * 2**20
@@ -99,11 +100,18 @@ class EarlyTest:
         return SequentialTest(len(weights), self.aim, -self.width, self.width, self.alpha, weights)
 
 
-def open_split(name: str, dataset: Dataset, run: Run, batch: int, seed: int, cache: Path) -> Split:
-    """The split with the original's outputs, computed now or read from `cache` where an earlier run left them."""
+def silent(_done: int, _total: int) -> None:
+    """Progress that nobody asked for."""
+
+
+def open_split(name: str, dataset: Dataset, run: Run, batch: int, seed: int, cache: Path, progress: Progress = silent) -> Split:
+    """The split with the original's outputs, computed now or read from `cache` where an earlier run left them. progress: told how
+    many rows of how many have outputs."""
     path = cache / f"reference-{name}.npy"
-    if not path.is_file():
-        _write_reference(path, dataset, run, batch)
+    if path.is_file():
+        progress(len(dataset), len(dataset))
+    else:
+        _write_reference(path, dataset, run, batch, progress)
     reference = np.load(path, mmap_mode="r", allow_pickle=False)
     return Split(name, dataset, batch, reference, draw_order(doubt_weights(reference), seed))
 
@@ -233,7 +241,7 @@ def _settled(decisions: Sequence[Decision]) -> bool:
     return "missed" in decisions or all(decision == "met" for decision in decisions)
 
 
-def _write_reference(path: Path, dataset: Dataset, run: Run, batch: int) -> None:
+def _write_reference(path: Path, dataset: Dataset, run: Run, batch: int, progress: Progress) -> None:
     """Written under another name and renamed, so that a file that is there is whole."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     target: NDArray[np.float32] | None = None
@@ -243,6 +251,7 @@ def _write_reference(path: Path, dataset: Dataset, run: Run, batch: int) -> None
             target = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(dataset), *block.shape[1:]))
         target[first : first + len(block)] = block
         first += len(block)
+        progress(first, len(dataset))
     if target is not None:
         target.flush()  # type: ignore[attr-defined]
     partial.replace(path)

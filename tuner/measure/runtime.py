@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from tuner.errors import AccutuneError, ModelError
+from tuner.measure.machine import processor_name
 
 Feed = Mapping[str, NDArray[Any]]
 
@@ -98,27 +98,10 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def processor_features() -> frozenset[str]:
-    """The processor's feature flags as the system names them; empty where it does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return _mac_features()
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return frozenset(flags.partition(":")[2].split())
-
-
-def _mac_features() -> frozenset[str]:
-    if platform.system() != "Darwin":
-        return frozenset()
-    result = subprocess.run(["sysctl", "-n", "hw.optional.arm.FEAT_DotProd"], capture_output=True, text=True, check=False)
-    return frozenset({"asimddp"} if result.stdout.strip() == "1" else ())
-
-
 def environment() -> dict[str, str]:
     """The machine and the versions that figures depend on."""
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": str(os.cpu_count() or 1),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -126,18 +109,6 @@ def environment() -> dict[str, str]:
         "onnx": onnx.__version__,
         "numpy": np.__version__,
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines if ":" in line}
-    name = found.get("model name", "")
-    if not name or "unknown" in name.lower() or name.isdigit():
-        name = f"{found.get('vendor_id', platform.machine())} family {found.get('cpu family', '?')} model {found.get('model', '?')}"
-    return name
 
 
 def _first_line(error: Exception) -> str:

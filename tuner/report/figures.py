@@ -90,7 +90,7 @@ class Judged:
     """The constraint that the charts are about: the first on a metric, else the first."""
 
     def __init__(self, job: JobSpec, trials: Sequence[TrialResult]) -> None:
-        self.constraint = next((c for c in job.constraints if c.metric not in COST_METRICS), job.constraints[0])
+        self.constraint = job.accuracy_constraint
         self.words = DropWords(self.constraint)
         self.allowed = self._allowed(trials)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from search_spaces.schemes import FLOAT
 from search_spaces.space import SearchSpace
+from tuner.job import COSTS
 from tuner.registry import Registry
 from tuner.results import Assignment, TrialResult
 
@@ -40,6 +41,13 @@ class Problem:
             guess if found is None else -found.value if found.direction == "higher" else found.value
             for guess, found in zip(predicted, measured, strict=True)
         )
+
+    def predicted_gain(self, assignment: Assignment) -> float | None:
+        """How many times less than the original an assignment costs by the first objective; None where that is a metric."""
+        cost = self.predict(assignment)[0]
+        if self.objectives[0] not in COSTS or cost <= 0:
+            return None
+        return self.predict(float_assignment(self.space))[0] / cost
 
     def total_damage(self, assignment: Assignment) -> float:
         """Predicted harm of an assignment; layers left out are in float."""

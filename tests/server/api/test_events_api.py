@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from server.api import events
+from server.api.guards import COOKIE
 from server.api.hub import EventHub, StoredEvent
 from server.api.services import Services
 from tests.small_service import Server, end_job, job_at_work, small_app, small_service, tell
@@ -196,29 +197,38 @@ def test_the_server_can_stop_while_streams_are_open(services: Services) -> None:
         assert services.hub.watched == 0
 
 
-def test_a_key_is_needed(tmp_path: Path) -> None:
+def shown(services: Services, way: str) -> tuple[str, dict[str, str]]:
+    """The id of a new key, and the header that shows it, or a session begun with it."""
+    key = services.keys.make(KeyRequest(name="looks", role="viewer"))
+    if way == "key":
+        return key.id, {"Authorization": f"Bearer {key.key}"}
+    return key.id, {"Cookie": f"{COOKIE}={services.sessions.make(key).token}"}
+
+
+@pytest.mark.parametrize("way", ["key", "session"])
+def test_a_key_or_a_session_is_needed(tmp_path: Path, way: str) -> None:
     with small_service(tmp_path, anonymous=False) as services, Server(small_app(services, events.router)) as server:
         end_job(services, job_at_work(services))
-        key = services.keys.make(KeyRequest(name="looks", role="viewer"))
+        key_id, headers = shown(services, way)
         assert httpx.get(server.url + PATH).status_code == 401
-        with_key = {"Authorization": f"Bearer {key.key}"}
-        assert httpx.get(server.url + PATH, headers=with_key).status_code == 200
-        services.keys.revoke(key.id)
-        assert httpx.get(server.url + PATH, headers=with_key).status_code == 401
+        assert httpx.get(server.url + PATH, headers=headers).status_code == 200
+        services.keys.revoke(key_id)
+        assert httpx.get(server.url + PATH, headers=headers).status_code == 401
 
 
-def test_a_stream_ends_soon_after_its_key_was_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("way", "ended_by"), [("key", "revoking"), ("session", "revoking"), ("session", "signing out")])
+def test_a_stream_ends_soon_after_what_opened_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, ended_by: str) -> None:
     monkeypatch.setattr(events, "RECHECK_SECONDS", 0.0)
     with small_service(tmp_path, anonymous=False) as services, Server(small_app(services, events.router)) as server:
-        lease, key = job_at_work(services), services.keys.make(KeyRequest(name="looks", role="viewer"))
+        lease, (key_id, headers) = job_at_work(services), shown(services, way)
         got = []
-        with httpx.stream("GET", server.url + PATH, headers={"Authorization": f"Bearer {key.key}"}, timeout=20) as response:
+        with httpx.stream("GET", server.url + PATH, headers=headers, timeout=20) as response:
             for line in response.iter_lines():
                 if not line.startswith("id: "):
                     continue
                 got.append(line)
                 if len(got) == 2:
-                    services.keys.revoke(key.id)
+                    services.keys.revoke(key_id) if ended_by == "revoking" else services.sessions.end(headers["Cookie"].partition("=")[2])
                     tell(services, lease, "not for everybody")
         assert got == ["id: 1", "id: 2"]
 

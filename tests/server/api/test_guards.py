@@ -11,14 +11,17 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from server import logs
 from server.api import keys, problems
-from server.api.guards import Admin, Submitter, Viewer, is_loopback, may_change, needs
+from server.api.guards import COOKIE, Admin, Submitter, Viewer, is_from, is_loopback, is_public, may_change, needs
 from server.api.rates import Buckets
 from server.api.services import Services
 from server.auth import ANONYMOUS, MALFORMED, MISSING, UNKNOWN, Caller, Forbidden
+from server.sessions import OVER
 from server.settings import Settings
 from tests.api_parts import Keyring, ask, services_with
 from tests.unguarded import roles, unguarded
 from tuner.wire import Role
+
+OURS = {"Sec-Fetch-Site": "same-origin"}
 
 
 @pytest.fixture
@@ -60,12 +63,12 @@ def application(services: Services) -> FastAPI:
 
 @pytest.fixture
 def app(ring: Keyring) -> FastAPI:
-    return application(services_with(keys=ring.keys))
+    return application(services_with(keys=ring.keys, sessions=ring.sessions))
 
 
 @pytest.fixture
 def open_app(ring: Keyring) -> FastAPI:
-    return application(services_with(keys=ring.keys, anonymous=True))
+    return application(services_with(keys=ring.keys, sessions=ring.sessions, anonymous=True))
 
 
 def refused(app: FastAPI, path: str, method: str = "GET", **request: Any) -> tuple[int, str]:
@@ -178,6 +181,7 @@ def test_no_names_of_this_machine(host: str) -> None:
         {"Origin": "null"},
         {"Origin": "http://localhost:3000"},
         {"Origin": "http://127.0.0.1"},
+        {"Origin": "http://["},
     ],
 )
 def test_another_page_changes_nothing_without_keys(open_app: FastAPI, headers: Mapping[str, str]) -> None:
@@ -192,6 +196,88 @@ def test_another_page_changes_nothing_without_keys(open_app: FastAPI, headers: M
 @pytest.mark.parametrize("headers", [{"Origin": "http://localhost"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}])
 def test_our_own_page_may_change(open_app: FastAPI, headers: Mapping[str, str]) -> None:
     assert ask(open_app, "/rule", "POST", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("role", "statuses"), [("viewer", [200, 403, 403]), ("submitter", [200, 200, 403]), ("admin", [200, 200, 200])])
+def test_a_session_opens_what_its_keys_role_includes(app: FastAPI, ring: Keyring, role: Role, statuses: list[int]) -> None:
+    headers = ring.cookie(role) | OURS
+    calls = [("/look", "GET"), ("/send", "POST"), ("/rule", "POST")]
+    assert [ask(app, path, method, headers=headers).status_code for path, method in calls] == statuses
+    assert ask(app, "/jobs/j-7", headers=headers).json() == ["j-7", next(iter(ring.store.rows))]
+
+
+def test_a_cookie_that_proves_nothing_is_told(app: FastAPI, ring: Keyring) -> None:
+    token = ring.token()
+    for forged in ("", token[:-1], f"{token}A", f'"{token}"', "é"):
+        assert refused(app, "/look", headers={"Cookie": f"{COOKIE}={forged}".encode()}) == (401, OVER)
+    for other in (f"{COOKIE}x={token}", f"{COOKIE.upper()}={token}", token):
+        assert refused(app, "/look", headers={"Cookie": other}) == (401, MISSING)
+
+
+def test_a_session_is_over_with_its_key_from_the_next_request_on(app: FastAPI, ring: Keyring) -> None:
+    mine, key_id = ring.cookie(), next(iter(ring.store.rows))
+    assert ask(app, "/look", headers=mine).json()["id"] == key_id
+    ring.keys.revoke(key_id)
+    status, reason = refused(app, "/look", headers=mine)
+    assert (status, "the API key 'ci' was revoked" in reason) == (401, True)
+
+
+def test_of_two_cookies_the_first_counts(app: FastAPI, ring: Keyring) -> None:
+    """Browsers send the one of the longest path first."""
+    mine, other = ring.token("viewer"), ring.token("admin")
+    cookies = f"theme=dark;  {COOKIE}={mine}; {COOKIE}={other}"
+    assert ask(app, "/look", headers={"Cookie": cookies}).json()["role"] == "viewer"
+    assert ask(app, "/look", headers=[("Cookie", f"{COOKIE}={other}"), ("Cookie", f"{COOKIE}={mine}")]).json()["role"] == "admin"
+
+
+def test_a_key_counts_before_a_cookie_and_whatever_that_is(app: FastAPI, ring: Keyring) -> None:
+    key = ring.bearer("submitter")
+    for cookie in (ring.cookie("admin"), {"Cookie": f"{COOKIE}=forged"}):
+        for headers in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://x"}):
+            assert ask(app, "/send", "POST", headers=cookie | key | headers).json()["role"] == "submitter"
+        assert refused(app, "/look", headers=cookie | {"Authorization": "Bearer x"}) == (401, MALFORMED)
+
+
+def test_a_cookie_counts_nothing_where_no_key_is_needed(open_app: FastAPI, ring: Keyring) -> None:
+    for cookie in (ring.cookie("viewer"), {"Cookie": f"{COOKIE}=forged"}):
+        assert ask(open_app, "/rule", "POST", headers=cookie).status_code == 200
+        assert refused(open_app, "/look", host="evil.example", headers=cookie)[0] == 403
+        assert refused(open_app, "/rule", "POST", headers=cookie | {"Origin": "https://evil.example"})[0] == 403
+
+
+def test_another_page_may_look_by_cookie_but_change_nothing(app: FastAPI, ring: Keyring) -> None:
+    mine = ring.cookie("admin")
+    for headers in ({"Sec-Fetch-Site": "same-site"}, {"Origin": "http://localhost:3000"}, {}):
+        status, reason = refused(app, "/rule", "POST", headers=mine | headers)
+        assert (status, "does not come from a page of this server" in reason) == (403, True)
+        assert ask(app, "/look", headers=mine | headers).status_code == 200
+    assert ask(app, "/rule", "POST", host="acc.example:81", headers=mine | {"Origin": "https://acc.example:81"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "ours"),
+    [
+        ("http://localhost:8000", "localhost:8000", True),
+        ("https://Acc.Example", "acc.example", True),
+        ("http://[::1]:80", "[::1]:80", True),
+        ("http://localhost", "localhost:80", False),
+        ("http://a/", "a", False),
+        ("http://u@a", "a", False),
+        ("a", "a", False),
+        ("null", "", False),
+        ("http://", "", False),
+        ("", "", False),
+        (None, "", False),
+    ],
+)
+def test_an_origin_names_the_host_exactly(origin: str | None, host: str, ours: bool) -> None:
+    assert is_from(origin, host) is ours
+
+
+def test_what_is_public_is_so_for_its_method_alone() -> None:
+    path = "/api/v1/session"
+    assert [is_public(method, path) for method in ("POST", "DELETE", "GET", "ANY")] == [True, True, False, False]
+    assert [is_public("GET", path) for path in ("/healthz", "/api/v1/jobs", "/metrics")] == [True, False, False]
 
 
 def test_each_key_has_its_own_rate(ring: Keyring) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service import Caller, opened, started
+from service import PREVIEW, Caller, opened, started
+from store_samples import result
 
 from tuner.store import JobState
 
@@ -189,7 +190,53 @@ def test_lists_are_newest_first_in_pages_and_filtered(api: Caller) -> None:
     assert (len(names(model=model)), names(model="mdl-none")) == (5, [])
 
 
-@pytest.mark.parametrize("query", ["state=broken", "limit=1000", "name=%25", "model=a%2Fb", "cursor=a%20b"])
+def test_a_list_is_searched_and_sorted_by_name(api: Caller) -> None:
+    ids = {name: api.submit(name=name) for name in ("beta 2", "alpha_1", "beta 1", "alphas1")}
+
+    def names(**query: str) -> list[str]:
+        return [job["name"] for job in api.get("/jobs", params=query).json()["items"]]
+
+    assert names(sort="name", order="asc") == ["alpha_1", "alphas1", "beta 1", "beta 2"]
+    assert names(sort="name") == ["beta 2", "beta 1", "alphas1", "alpha_1"]
+    assert names(order="asc") == list(ids)
+    assert names(search="BETA") == ["beta 1", "beta 2"]
+    assert (names(search="a_1"), names(search="%"), names(search="")) == (["alpha_1"], [], list(ids)[::-1])
+    model = api.get("/models").json()["items"][0]["name"]
+    assert len(names(search=model.upper())) == 4
+    cursor = api.get("/jobs", params={"limit": 1, "sort": "name"}).json()["next"]
+    assert names(sort="name", cursor=cursor) == ["beta 1", "alphas1", "alpha_1"]
+    status, field, detail = refusal(api.get("/jobs", params={"cursor": cursor}))
+    assert (status, field) == (422, "cursor")
+    assert "cursor must be what an earlier page of this very list gave" in detail
+
+
+def test_a_job_tells_its_goal_and_what_came_of_it(api: Caller) -> None:
+    job = api.submit()
+    model = api.get("/models").json()["items"][0]["name"]
+    goal = "top1 may get worse by at most 0.01"
+    for view in (api.get(f"/jobs/{job}").json(), api.get("/jobs").json()["items"][0], api.post(f"/jobs/{job}/cancel").json()):
+        assert (view["goal"], view["model_name"], view["outcome"]) == (goal, model, None)
+    api.post(f"/jobs/{job}/resume")
+    claim, _ = started(api.services)
+    api.services.jobs.finish(job, claim.lease, result(job), ())
+    for view in (api.get(f"/jobs/{job}").json(), api.get("/jobs").json()["items"][0]):
+        assert view["outcome"] == {
+            "trial": 3,
+            "verdict": "met",
+            "drop": 0.0,
+            "drop_lower": 0.0,
+            "drop_upper": 0.01,
+            "speedup": 2.0,
+            "speedup_lower": 1.9,
+            "speedup_upper": 2.1,
+            "size_ratio": 0.3,
+        }
+
+
+FAULTS = ["state=broken", "limit=1000", "name=%25", "model=a%2Fb", "cursor=a%20b", "cursor=j1", "search=a%0Ab", "sort=speed", "order=up"]
+
+
+@pytest.mark.parametrize("query", FAULTS)
 def test_filters_that_break_a_rule_are_named(api: Caller, query: str) -> None:
     assert refusal(api.get(f"/jobs?{query}"))[:2] == (422, query.partition("=")[0])
 
@@ -271,3 +318,52 @@ def test_behind_a_prefix_locations_have_it(tmp_path: Path) -> None:
         answer = api.post("/jobs", json=api.job())
         assert answer.headers["location"] == f"/accutune/api/v1/jobs/{answer.json()['id']}"
         assert api.http.get("/accutune/api/v1/jobs").status_code == 200
+
+
+def test_a_job_is_checked_without_being_queued(api: Caller) -> None:
+    job = api.job()
+    answer = api.post("/checks", json=job)
+    assert (answer.status_code, answer.json()) == (200, PREVIEW.model_dump(mode="json"))
+    (checked,) = api.services.gate.checked  # type: ignore[attr-defined]
+    assert (checked.model, checked.budget.trials) == (f"{job['model']}.onnx", 60)
+    assert api.get("/jobs").json()["items"] == []
+    assert api.get("/checks").status_code == 405
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": ["acuracy"]},
+        {"strategy": "atuo"},
+        {"budget": {"parallel": 5}},
+        {"name": "bad"},
+        {"model": "../../etc/passwd"},
+        {"data": {"validation": {"file": "dat-0"}}},
+        {"modle": 1},
+    ],
+)
+def test_checking_refuses_what_submitting_refuses(api: Caller, changes: dict[str, Any]) -> None:
+    job = api.job(**changes)
+    submitted, checked = (api.post(path, json=job) for path in ("/jobs", "/checks"))
+    assert checked.status_code == 422
+    assert refusal(checked) == refusal(submitted)
+    assert checked.json()["errors"] == submitted.json()["errors"]
+
+
+def test_a_check_has_the_type_and_size_of_a_job(api: Caller) -> None:
+    job = json.dumps(api.job()).encode()
+    wrong = api.post("/checks", content=job, headers={"Content-Type": "text/yaml"})
+    large = api.post("/checks", content=job + b" " * (1 << 20), headers={"Content-Type": "application/json"})
+    none = api.post("/checks", content=b"{", headers={"Content-Type": "application/json"})
+    assert (wrong.status_code, large.status_code, none.status_code) == (415, 413, 422)
+
+
+def test_checking_is_for_submitters_and_counts_towards_no_limit_of_jobs(tmp_path: Path) -> None:
+    with opened(tmp_path, max_active_jobs=1) as services:
+        api, viewer = Caller(services).with_key(), Caller(services).with_key("viewer")
+        api.submit()
+        job = api.job()
+        assert [api.post("/checks", json=job).status_code for _ in range(3)] == [200, 200, 200]
+        assert api.post("/jobs", json=job).status_code == 429
+        refused = viewer.post("/checks", json=job)
+        assert (refused.status_code, "this needs the role 'submitter'" in refused.json()["detail"]) == (403, True)

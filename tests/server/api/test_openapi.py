@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from service import Caller, TestClient, opened
 
-from server.api.guards import PUBLIC
+from server.api.guards import is_public
 from server.app import create_app
 from tuner.job import JobSpec
 
@@ -31,12 +31,16 @@ def test_every_call_of_the_contract_is_there(document: dict[str, Any]) -> None:
     found = {(method.upper(), path.removeprefix("/api/v1")) for path, method, _ in operations(document)}
     calls = """POST /models, GET /models, GET /models/{model_id}, GET /models/{model_id}/layers, DELETE /models/{model_id},
         POST /datasets, GET /datasets, GET /datasets/{dataset_id}, DELETE /datasets/{dataset_id},
-        POST /jobs, GET /jobs, GET /jobs/{job_id}, DELETE /jobs/{job_id}, POST /jobs/{job_id}/cancel, POST /jobs/{job_id}/resume,
+        POST /jobs, POST /checks, GET /jobs, GET /jobs/{job_id}, DELETE /jobs/{job_id}, POST /jobs/{job_id}/cancel,
+        POST /jobs/{job_id}/resume,
         GET /jobs/{job_id}/trials, GET /jobs/{job_id}/trials/{number}, GET /jobs/{job_id}/trials/{number}/model,
         GET /jobs/{job_id}/trials/{number}/plan, GET /jobs/{job_id}/trials.csv, GET /jobs/{job_id}/best, GET /jobs/{job_id}/best/plan,
         GET /jobs/{job_id}/report, GET /jobs/{job_id}/pareto, GET /jobs/{job_id}/sensitivity, GET /jobs/{job_id}/artifacts,
+        GET /jobs/{job_id}/layers, GET /jobs/{job_id}/compare, GET /jobs/{job_id}/trials/sample,
+        GET /jobs/{job_id}/figures, GET /jobs/{job_id}/figures/{name},
         GET /jobs/{job_id}/artifacts/{name}, GET /jobs/{job_id}/events, GET /spaces, GET /strategies, GET /metrics, GET /passes,
-        GET /capabilities, GET /healthz, GET /readyz, POST /keys, GET /keys, DELETE /keys/{key_id}"""
+        GET /capabilities, GET /system, GET /healthz, GET /readyz, POST /keys, GET /keys, DELETE /keys/{key_id},
+        POST /session, GET /session, DELETE /session"""
     assert {tuple(call.split()) for call in calls.split(",")} <= found
 
 
@@ -48,12 +52,14 @@ def test_every_operation_has_a_name_a_tag_and_words_of_its_own(document: dict[st
     assert {tag for _, _, operation in operations(document) for tag in operation["tags"]} <= known
 
 
-def test_every_guarded_operation_says_that_it_needs_a_key_and_the_others_do_not(document: dict[str, Any]) -> None:
-    scheme = document["components"]["securitySchemes"]["key"]
-    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
-    asked = {path: operation.get("security") for path, _, operation in operations(document)}
-    assert asked == {path: None if path in PUBLIC else [{"key": []}] for path in asked}
-    assert {path for path, security in asked.items() if not security} == {"/healthz", "/readyz"}
+def test_every_guarded_operation_says_that_it_needs_a_key_or_a_session_and_the_others_do_not(document: dict[str, Any]) -> None:
+    key, session = (document["components"]["securitySchemes"][name] for name in ("key", "session"))
+    assert (key["type"], key["scheme"]) == ("http", "bearer")
+    assert (session["type"], session["in"], session["name"]) == ("apiKey", "cookie", "accutune_session")
+    asked = {(method.upper(), path): operation.get("security") for path, method, operation in operations(document)}
+    assert asked == {call: None if is_public(*call) else [{"key": []}, {"session": []}] for call in asked}
+    session_calls = {("POST", "/api/v1/session"), ("DELETE", "/api/v1/session")}
+    assert {call for call, security in asked.items() if not security} == {("GET", "/healthz"), ("GET", "/readyz"), *session_calls}
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
@@ -66,10 +72,11 @@ def test_errors_are_problems_and_every_guarded_call_names_those_of_the_guard(doc
     for path, method, operation in operations(document):
         responses = operation["responses"]
         errors = {status: answer for status, answer in responses.items() if status == "default" or status >= "400"}
-        guard = set() if path in PUBLIC else {"401", "403", "429"}
+        public = is_public(method.upper(), path)
+        guard = set() if public else {"401", "403", "429"}
         assert guard | {"422", "503", "default"} <= set(errors), (method, path)
         assert {media for answer in errors.values() for media in answer["content"]} == {"application/problem+json"}
-        assert bool(operation.get("security")) == (path not in PUBLIC), (method, path)
+        assert bool(operation.get("security")) == (not public), (method, path)
 
 
 def test_the_examples_of_a_job_are_jobs(document: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from service import OUTCOME, SENSITIVITY, Caller, leave, opened, result, started
 from tuner.export import write_results
 from tuner.job import JobSpec
 from tuner.plan import AppliedPlan, CompressionPlan
+from tuner.results import LayerProfile
 
 CONTENT = bytes(range(256)) * 5000
 """More than one chunk."""
@@ -169,6 +171,22 @@ def test_a_file_that_was_not_left_is_not_found(api: Caller, job: str, name: str)
     answer = api.get(f"/jobs/{job}/artifacts/{name}")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_layers_are_there_once_the_search_has_begun(api: Caller, job: str) -> None:
+    profile = {"layer": "fc1", "op": "Gemm", "tensor": "x", "params": 80, "macs": 80, "divergence": {"float": 0.0}}
+    profile |= {"latency_ms": {"float": 0.5}, "size_bytes": {"float": 320.0}, "weight": None}
+    profile |= {"activation": {"low": -1.0, "high": 1.0, "counts": [3, 4]}}
+    assert LayerProfile.model_validate(profile).model_dump(mode="json") == profile
+    other = api.submit()
+    answer = api.get(f"/jobs/{other}/layers")
+    assert answer.status_code == 409
+    assert "its layers.json is there once its search has begun. Follow it: " in answer.json()["detail"]
+    leave(api.services, other, "layers.json", json.dumps([profile]).encode(), "application/json")
+    assert api.get(f"/jobs/{other}/layers").json() == [profile]
+    older = api.get(f"/jobs/{job}/layers")
+    assert older.status_code == 404
+    assert f"job '{job}' has left no layers.json" in older.json()["detail"]
 
 
 @pytest.mark.parametrize(

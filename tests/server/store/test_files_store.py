@@ -183,6 +183,18 @@ def test_uploads_are_added_up_by_owner(files: FileStore) -> None:
     assert [files.stored_bytes(owner) for owner in ("o", None, "nobody")] == [2**40 + 5, 7, 0]
 
 
+def test_all_files_are_counted(files: FileStore, database: Database) -> None:
+    assert files.kept() == {"models": (0, 0), "datasets": (0, 0), "artifacts": (0, 0)}
+    add_model(files, "a" * 64, size_bytes=2**40)
+    add_model(files, "b" * 64, size_bytes=3)
+    files.add_dataset(name="d", sha256="c" * 64, size_bytes=7, owner=None, facts=DATA_FACTS)
+    jobs = JobStore(database)
+    for job_id in ("job-1", "job-2"):
+        add_job(jobs, job_id)
+        jobs.add_artifact(job_id, artifact("best.onnx"))
+    assert files.kept() == {"models": (2, 2**40 + 3), "datasets": (1, 7), "artifacts": (2, 2 * artifact("best.onnx").size_bytes)}
+
+
 def test_references_name_the_hashes_still_in_use(files: FileStore, database: Database) -> None:
     add_model(files, "m" * 64)
     files.add_dataset(name="d", sha256="d" * 64, size_bytes=5, owner=None, facts=DATA_FACTS)

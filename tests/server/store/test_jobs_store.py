@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import Any
 
 import pytest
 from store_samples import (
@@ -15,15 +13,14 @@ from store_samples import (
     add_job,
     artifact,
     claimed,
+    page_of,
     put,
     result,
     row_counts,
     save_trials,
-    slow_steps,
     spec,
     told,
     trial,
-    watched_selects,
 )
 
 from server.store.database import Conflict, Database, LeaseLost, NotFound
@@ -31,10 +28,10 @@ from server.store.events import EventReader
 from server.store.files import FileStore
 from server.store.jobs import JobStore
 from server.store.trials import SqlTrialStore
-from tuner.errors import AccutuneError, JobError
+from tuner.errors import AccutuneError
 from tuner.results import TrialFailure
 from tuner.store import JobState
-from tuner.wire import JobDetail, JobEvent, JobProgress, JobView, Page
+from tuner.wire import JobDetail, JobEvent, JobProgress, JobView, summarize_outcome
 
 DIED = TrialFailure(type="StudyDied", message="the process ended", step="study")
 
@@ -49,6 +46,7 @@ def test_a_submitted_job_is_queued_and_shown_whole(jobs: JobStore, database: Dat
     asked = spec("resnet", model, data)
     assert jobs.submit("j", asked, owner="key1", files=(model, data, data)) == ("j", True)
     view = jobs.view("j")
+    assert (view.goal, view.model_name, view.outcome) == ("top1 may get worse by at most 0.01", "m.onnx", None)
     assert (view.id, view.name, view.model, view.owner, view.state) == ("j", "resnet", model, "key1", JobState.QUEUED)
     assert (view.spec, view.result, view.error, view.feasible, view.progress) == (asked, None, None, None, JobProgress())
     assert view.created == view.updated > START
@@ -117,73 +115,20 @@ def test_an_id_that_is_taken_is_refused(jobs: JobStore) -> None:
     assert jobs.view("j").name == "first"
 
 
-def page_of(jobs: JobStore, **given: Any) -> Page[JobView]:
-    return Page[JobView].model_validate_json(jobs.page(**{"cursor": None, "state": None, "model": None, "name": None} | given))
-
-
 def test_what_is_sent_is_what_was_stored(jobs: JobStore) -> None:
     add_job(jobs, "j1", name="a b", owner="key1")
     claim = jobs.claim("n", 60)
     assert claim is not None
     jobs.note("j1", claim.lease, progress=JobProgress(phase="search", done=3, total=9, metrics=("top1",)))
     assert JobDetail.model_validate_json(jobs.text("j1")) == jobs.view("j1")
+    assert page_of(jobs).items[0].outcome is None
     jobs.finish("j1", claim.lease, result("j1"), ())
     jobs.settle("j1", claim.lease, JobState.FAILED, TrialFailure(type="T", message='said "no"', step="s"))
     view = jobs.view("j1")
     assert (view.owner, view.error and view.error.message, view.result) == ("key1", 'said "no"', result("j1"))
+    assert view.outcome == summarize_outcome(result("j1").best)
     assert JobDetail.model_validate_json(jobs.text("j1")) == view
     assert page_of(jobs, limit=5).items == (JobView.model_validate(view.model_dump(include=set(JobView.model_fields))),)
-
-
-def test_pages_go_from_the_newest_to_the_oldest_job_and_miss_none(jobs: JobStore) -> None:
-    for number in range(7):
-        add_job(jobs, f"j{number}")
-    first = page_of(jobs, cursor=None, limit=3, state=None, model=None, name=None)
-    add_job(jobs, "j9")
-    second = page_of(jobs, cursor=first.next, limit=3, state=None, model=None, name=None)
-    last = page_of(jobs, cursor=second.next, limit=3, state=None, model=None, name=None)
-    assert [[view.id for view in page.items] for page in (first, second, last)] == [["j6", "j5", "j4"], ["j3", "j2", "j1"], ["j0"]]
-    assert last.next is None
-    assert page_of(jobs, cursor=None, limit=8).next is None
-
-
-FILTERS = list(itertools.product([None, JobState.QUEUED, JobState.CANCELLED], [None, "m1"], [None, "ab", "a_", "é"]))
-
-
-def test_filters_narrow_the_list_alone_and_together(jobs: JobStore) -> None:
-    known = []
-    for number, (name, model) in enumerate(itertools.product(["ab c", "ab", "Ab", "axb", "a_b"], ["m1", "m2"])):
-        job_id = add_job(jobs, f"j{number:02}", name, model)
-        if number % 3 == 0:
-            jobs.cancel(job_id)
-        known.append((job_id, name, model, JobState.CANCELLED if number % 3 == 0 else JobState.QUEUED))
-    for state, model, name in FILTERS:
-        wanted = [
-            job_id
-            for job_id, its_name, its_model, its_state in reversed(known)
-            if state in (None, its_state) and model in (None, its_model) and its_name.startswith(name or "")
-        ]
-        found, cursor = [], None
-        while True:
-            page = page_of(jobs, cursor=cursor, limit=2, state=state, model=model, name=name)
-            found += [view.id for view in page.items]
-            cursor = page.next
-            if cursor is None:
-                break
-        assert found == wanted, (state, model, name)
-
-
-def test_no_page_of_jobs_reads_or_sorts_the_table(sqlite_database: Database) -> None:
-    jobs = JobStore(sqlite_database)
-    with watched_selects() as selects:
-        for cursor, (state, model, name) in itertools.product([None, "j5"], FILTERS):
-            jobs.page(cursor=cursor, limit=2, state=state, model=model, name=name)
-        jobs.artifacts(add_job(jobs, "j"))
-        jobs.queued_of("o")
-        jobs.oldest_queued()
-        jobs.counts()
-    assert len(selects) >= 2 * len(FILTERS) + 4
-    assert slow_steps(sqlite_database, selects) == []
 
 
 def moved(jobs: JobStore, state: JobState) -> str:
@@ -214,7 +159,10 @@ def test_cancelling_ends_what_waits_and_asks_what_runs(jobs: JobStore, state: Jo
 @pytest.mark.parametrize("state", list(JobState))
 def test_only_a_stopped_job_is_resumed_and_starts_clean(jobs: JobStore, state: JobState) -> None:
     lease = moved(jobs, state)
-    put(jobs._database, "j", cancel_requested=True, crashes=4, error=DIED.model_dump_json(), feasible=True)
+    outcome = summarize_outcome(result("j").best)
+    found = {"feasible": True, "outcome": outcome.model_dump_json()}
+    put(jobs._database, "j", cancel_requested=True, crashes=4, error=DIED.model_dump_json(), **found)
+    assert jobs.view("j").outcome == outcome
     if state not in (JobState.CANCELLED, JobState.FAILED, JobState.INTERRUPTED):
         way_out = "Submit a new job instead." if state == JobState.SUCCEEDED else "Cancel it first if it is to start anew."
         with pytest.raises(Conflict) as caught:
@@ -223,7 +171,7 @@ def test_only_a_stopped_job_is_resumed_and_starts_clean(jobs: JobStore, state: J
         return
     assert jobs.resume("j") == JobState.QUEUED
     view = jobs.view("j")
-    assert (view.state, view.cancel_requested, view.error, view.feasible) == (JobState.QUEUED, False, None, None)
+    assert (view.state, view.cancel_requested, view.error, view.feasible, view.outcome) == (JobState.QUEUED, False, None, None, None)
     assert told(jobs._database, "j")[-1].endswith(" queued")
     # The former run's process may still be on its way out: it has no say any more.
     assert jobs.settle("j", lease, JobState.FAILED) == JobState.QUEUED
@@ -337,12 +285,3 @@ def test_an_unknown_job_is_named(jobs: JobStore, use: Callable[[JobStore, str], 
     for odd in ("nul\0", "\udcff", "x" * 10_000):
         with pytest.raises(NotFound):
             use(jobs, odd)
-
-
-def test_odd_filters_find_nothing(jobs: JobStore) -> None:
-    add_job(jobs, "j")
-    for odd in ({"name": "a\0"}, {"model": "\0"}, {"name": "%"}, {"name": "_"}):
-        assert page_of(jobs, limit=5, **odd).items == ()
-    with pytest.raises(JobError, match="cursor must be what an earlier page of this very list gave as `next`") as caught:
-        jobs.page(cursor="\0", limit=5, state=None, model=None, name=None)
-    assert caught.value.field == "cursor"

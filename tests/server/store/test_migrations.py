@@ -17,10 +17,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, inspect
+from store_samples import page_of, result, spec
 
 import tuner.wire
 from server.store import SqlTrialStore, schema, sqlite_url
 from server.store.database import Database
+from server.store.jobs import JobStore
 from server.store.migrations import configure
 from server.store.models import Base
 from tuner.errors import StorageError
@@ -162,7 +164,9 @@ def test_an_old_database_is_read_as_it_was(make: Maker) -> None:
         measured = connection.exec_driver_sql(
             "SELECT number, metric, value, unit, direction, stderr, samples FROM measurements ORDER BY 1, 2"
         ).all()
+        told = connection.exec_driver_sql("SELECT goal, model_name, searched, outcome FROM jobs").all()
     assert (name, crashes, events, model_id, owner) == ("resnet-int8", 0, 0, None, None)
+    assert told == [("top1 may get worse by at most 0.01 of its value, with 95% confidence", None, "resnet-int8\n", None)]
     assert [TrialSummary.model_validate_json(text) for text in summaries] == [tuner.wire.summarize(trial) for trial in trials]
     assert measured == [
         (0, "size_bytes", 281234.0, "bytes", "lower", None, 1),
@@ -209,6 +213,33 @@ def test_an_old_trial_that_nobody_can_read_does_not_stop_the_others(make: Maker)
     assert found[1].notes == ("its details were written by another version and cannot be read",)
 
 
+def test_every_job_of_the_second_revision_gets_what_lists_show(make: Maker) -> None:
+    """More of them than are read at once, among them one that nobody can read."""
+    database = make()
+    step(database, "0002")
+    moment = datetime(2026, 3, 1, tzinfo=UTC)
+    model = {"id": "mdl-1", "sha256": "a", "name": "Réseau.onnx", "size_bytes": 1, "created_at": moment, "facts": "{}"}
+    job = {"name": "Net", "state": "succeeded", "seconds": 1.0, "cancel_requested": False, "created_at": moment, "updated_at": moment}
+    job |= {"spec": spec("Net").model_dump_json(), "crashes": 0, "events": 0, "model_id": "mdl-1", "result": result("j").model_dump_json()}
+    others = [{"spec": "[]", "result": "{}"}, {"spec": '{"constraints":[{}]}', "result": None, "model_id": "mdl-gone"}]
+    tables = MetaData()
+    with database.write("filling") as connection:
+        tables.reflect(connection, only=["models", "jobs"])
+        connection.execute(tables.tables["models"].insert(), [model])
+        rows = [job | {"job_id": f"j{number:03}"} | (others[number % 100] if number in (100, 101) else {}) for number in range(205)]
+        connection.execute(tables.tables["jobs"].insert(), rows)
+    assert database.upgrade() == ["0003"]
+    with database.read("looking") as connection:
+        columns = "job_id, goal, model_name, searched, outcome"
+        found = {row[0]: row[1:] for row in connection.exec_driver_sql(f"SELECT {columns} FROM jobs").all()}
+    outcome = tuner.wire.summarize_outcome(result("j").best).model_dump_json()
+    whole = ("top1 may get worse by at most 0.01", "Réseau.onnx", "net\nréseau.onnx", outcome)
+    assert found.pop("j100") == (None, "Réseau.onnx", "net\nréseau.onnx", None)
+    assert found.pop("j101") == (None, None, "net\n", None)
+    assert found == {f"j{number:03}": whole for number in range(205) if number not in (100, 101)}
+    assert [view.id for view in page_of(JobStore(database), limit=2, search="RÉSEAU").items] == ["j204", "j203"]
+
+
 def test_an_upgrade_that_breaks_leaves_everything_as_it_was(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     database = make()
     make_old(database)
@@ -253,7 +284,7 @@ def test_an_older_database_says_how_to_upgrade_it(make: Maker) -> None:
     database = make()
     make_old(database)
     with pytest.raises(
-        StorageError, match=r"of an earlier version \(revision 0001, needed 0002\)\. Make a backup of it, then run `tuner db upgrade`\.$"
+        StorageError, match=r"of an earlier version \(revision 0001, needed 0003\)\. Make a backup of it, then run `tuner db upgrade`\.$"
     ):
         database.check()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tuner.data import dataset as dataset_module
-from tuner.data.dataset import Dataset, InputInfo, check_dataset, check_labels, open_dataset
+from tuner.data.dataset import Dataset, InputInfo, check_dataset, check_labels, label_range, open_dataset
 from tuner.errors import DataError
 from tuner.job import DataRef
 
@@ -220,6 +220,22 @@ def test_rows_outside_the_file_are_refused(tmp_path: Path) -> None:
 def test_arrays_of_different_length_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must have the same number of rows, got: 'x' has 4, 'labels' has 3. Save one entry per row"):
         _open(_saved(tmp_path, x=np.ones((4, 2), np.float32), labels=np.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([3, 1, 1, 7], (1, 7, 3)),
+        ([-2.0, 5.0, 5.0, 0.0], (-2, 5, 3)),
+        ([[0, 4], [4, 4], [9, 0], [0, 0]], (0, 9, 3)),
+        ([0.0, 1.0, 0.5, 1.0], None),
+        (None, None),
+    ],
+)
+def test_the_range_of_labels(labels: Any, found: tuple[int, int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.data.dataset.BLOCK_BYTES", 16)  # Two rows at a time.
+    arrays = {"x": np.ones((4, 2), np.float32)} | ({} if labels is None else {"labels": np.asarray(labels)})
+    assert label_range(_open(_saved(tmp_path, **arrays))) == found
 
 
 def test_labels_beyond_int64_are_refused(tmp_path: Path) -> None:

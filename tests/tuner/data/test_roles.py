@@ -128,6 +128,8 @@ def test_holdout_rows_that_other_roles_hold_are_taken_out(folder: Path) -> None:
     np.savez_compressed(folder / "held.npz", x=held, labels=np.zeros(103))
     roles = _open(folder, training="train.npz", validation="test.npz", holdout="held.npz")
     assert _seen(roles.holdout) == list(range(2000, 2100)) and roles.excluded == 3
+    assert roles.overlap == {"training": 2, "validation": 1} and roles.repeated == 0
+    assert roles.rows == {"calibration": 512, "training": 1000, "validation": 200, "holdout": 100}
     assert roles.notes[1:] == ("holdout: 3 of 103 rows taken out because other roles hold equal inputs (2 in training, 1 in validation)",)
 
 
@@ -147,6 +149,7 @@ def test_training_rows_in_validation_are_noted(folder: Path) -> None:
     np.savez(folder / "mixed.npz", x=np.concatenate([_rows(2000, 2090), _rows(3, 13)]), labels=np.zeros(100))
     roles = _open(folder, training="train.npz", validation="mixed.npz", holdout="test.npz")
     assert roles.notes[-1] == "validation: 10 of 100 rows have equal inputs in training"
+    assert roles.repeated == 10 and roles.overlap == {"training": 0, "validation": 0}
 
 
 def test_a_holdout_without_the_labels_that_validation_has_is_refused(folder: Path) -> None:

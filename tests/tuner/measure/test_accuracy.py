@@ -53,6 +53,14 @@ def test_the_originals_outputs_are_kept_in_the_datasets_order(tmp_path: Path) ->
     assert split.base_value(METRICS["top1"]) == pytest.approx(float(((data["x"] @ WEIGHT).argmax(1) == data["labels"]).mean()))
 
 
+def test_rows_are_counted_while_the_originals_outputs_are_computed(tmp_path: Path) -> None:
+    data = dataset(save_data(tmp_path / "data.npz", arrays(70)), tmp_path)
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        open_split("validation", data, Linear(WEIGHT), 32, 3, tmp_path, lambda done, total: told.append((done, total)))
+    assert told == [(32, 70), (64, 70), (70, 70), (70, 70)]
+
+
 def test_scores_are_those_of_a_plain_evaluation_in_the_splits_order(tmp_path: Path) -> None:
     split, candidate, data = make_split(tmp_path), changed(0.3), arrays()
     found = score(split, candidate, [METRICS["top1"], METRICS["cosine"]])

@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 from tiny_jobs import CLASSES, FEATURES, dense, net, reference
 
 from tuner.errors import ModelError
-from tuner.measure.runtime import Session, environment, float_weights, processor_features, scratch
+from tuner.measure.machine import processor_features
+from tuner.measure.runtime import Session, environment, float_weights, scratch
 
 ROWS = np.random.default_rng(0).standard_normal((6, FEATURES)).astype(np.float32)
 
