@@ -47,9 +47,10 @@ def json_of(model: Any, description: str, status: int = 200) -> dict[int | str, 
     return {status: {"model": model, "description": description}}
 
 
-def file_of(description: str, *media_types: str, status: int = 200) -> dict[int | str, dict[str, Any]]:
-    """The same for a file; those in JSON are objects or lists."""
-    schemas = {name: {"type": ["object", "array"]} if name == JSON else {"type": "string", "format": "binary"} for name in media_types}
+def file_of(description: str, *media_types: str, status: int = 200, lists: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The same for a file; those in JSON are objects. lists: or lists."""
+    json = {"type": ["object", "array"] if lists else "object"}
+    schemas = {name: json if name == JSON else {"type": "string", "format": "binary"} for name in media_types}
     return {status: {"description": description, "content": {name: {"schema": schema} for name, schema in schemas.items()}}}
 
 

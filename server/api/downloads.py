@@ -54,11 +54,11 @@ def send(request: Request, artifacts: Artifacts, file: ArtifactView, filename: s
     return StreamingResponse(_sent(next(chunks, b""), chunks), status, headers, file.media_type)
 
 
-def download(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that sends an artefact."""
+def download(description: str, *media_types: str, lists: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that sends an artefact. lists: its JSON may be a list."""
     return {
-        **file_of(description, *media_types),
-        **file_of("The part that `Range` asked for.", *media_types, status=206),
+        **file_of(description, *media_types, lists=lists),
+        **file_of("The part that `Range` asked for.", *media_types, status=206, lists=lists),
         304: {"description": "The caller has it already."},
         **problems(404, 409, 416),
     }

@@ -88,7 +88,7 @@ def list_artifacts(job_id: JobId, services: ServicesDep, _: Viewer) -> Response:
 
 
 @router.head("/artifacts/{name:artifact}", include_in_schema=False)
-@router.get("/artifacts/{name:artifact}", response_class=Response, responses=download("The file.", ONNX, JSON, CSV, HTML))
+@router.get("/artifacts/{name:artifact}", response_class=Response, responses=download("The file.", ONNX, JSON, CSV, HTML, lists=True))
 def artifact(request: Request, job_id: JobId, name: ArtifactName, services: ServicesDep, _: Viewer) -> Response:
     """One file, whole or in part."""
     return send(request, services.artifacts, services.jobs.artifact(job_id, name), f"{job_id}-{name}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import mimetypes
 import re
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -62,8 +61,7 @@ class Assets:
 
 @cache
 def _packed(path: Path) -> Asset:
-    media_type = TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return Asset(media_type=media_type, packed=gzip.compress(path.read_bytes(), 6, mtime=0))
+    return Asset(media_type=TYPES[path.suffix], packed=gzip.compress(path.read_bytes(), 6, mtime=0))
 
 
 def plotly_script() -> Path:

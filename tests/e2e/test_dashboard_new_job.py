@@ -225,13 +225,13 @@ def test_what_is_wrong_is_told_beside_its_field_before_anything_is_sent(site: Si
     with watched(browser, site.server.url) as at:
         at.go("/new")
         at.page.click("#submit")
-        assert at.page.evaluate("document.activeElement.id") == "model"
+        expect(at.page.locator("#model")).to_be_focused()
         expect(at.page.locator("#summary")).to_contain_text("Choose or send a model.")
         choose_files(at, site, "validation.npz")
         at.page.fill("#trials", "0")
         at.page.fill("#max-drop", "100")
         at.page.click("#submit")
-        assert at.page.evaluate("document.activeElement.id") == "max-drop"
+        expect(at.page.locator("#max-drop")).to_be_focused()
         expect(at.page.locator("#trials-wrong")).to_have_text("Give a whole number from 1 to 100,000.")
         expect(at.page.locator("#target-wrong")).to_have_text("Give less than 100 % of the value.")
         assert at.page.get_attribute("#trials", "aria-invalid") == "true"

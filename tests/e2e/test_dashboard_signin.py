@@ -64,9 +64,10 @@ def test_a_wrong_key_is_told_and_can_be_mended(guarded: Guarded) -> None:
         at.go("/signin")
         for wrong in ("acc_key0_nothing", "no key at all"):
             with at.expecting("status of 401|status of 422"):
-                show_key(at, wrong)
+                with at.page.expect_response("**/session"):
+                    show_key(at, wrong)
                 expect(at.page.get_by_role("alert").filter(has_text="key")).to_be_visible()
-            assert at.page.evaluate("document.activeElement.id") == "key"
+                expect(at.page.get_by_label("API key")).to_be_focused()
         assert "\n".join(axe(at.page)) == ""
         assert at.sideways(NARROW) == 0
         assert at.page.context.cookies() == []

@@ -126,7 +126,7 @@ export function shares(rows, chosen) {
 }
 
 /** [{name, values, words}], shares from 0 to 1; only of what is known. */
-export function sharesOf(rows) {
+function sharesOf(rows) {
   const kinds = [
     { name: "parameters", of: (row) => row.params },
     { name: "MACs", of: (row) => row.macs },

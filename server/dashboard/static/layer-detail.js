@@ -75,7 +75,7 @@ function weightWords({ weight: histogram }, plan, weight) {
 const shareWords = (share) => (share === 0 ? "none" : share < 0.00005 ? "less than 0.01\u00a0%" : `about ${percent(share)}`);
 
 /** Which share of the values lies outside of the range. A bin that the end of the range divides counts in part. */
-export function clipped({ low, high, counts }, range) {
+function clipped({ low, high, counts }, range) {
   const width = (high - low) / counts.length;
   const total = counts.reduce((sum, value) => sum + value, 0);
   if (!total || !(width > 0)) return 0;

@@ -121,7 +121,7 @@ export function plans(value) {
 }
 
 /** A length of time as one would say it. */
-export function roughly(seconds) {
+function roughly(seconds) {
   const [amount, unit] = seconds < 100 ? [seconds, "s"] : seconds < 6000 ? [seconds / 60, "min"] : [seconds / 3600, "h"];
   return `${Number(amount.toPrecision(2))}\u00a0${unit}`;
 }

@@ -99,7 +99,7 @@ function* limit(values, bound, metric, field) {
 }
 
 /** The rows that a role reads, [first, end); null where the range is wrong. */
-export function rangeOf(role, data) {
+function rangeOf(role, data) {
   const length = rowsOf(data);
   const first = blank(role.first) ? 0 : Number(role.first);
   const end = blank(role.end) ? length : Number(role.end);

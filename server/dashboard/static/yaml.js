@@ -18,7 +18,7 @@ function number(value) {
 }
 
 /** One value on one line. */
-export function flow(value) {
+function flow(value) {
   if (typeof value === "string") return PLAIN.test(value) && !WORD.test(value) ? value : quoted(value);
   if (typeof value === "number") return number(value);
   if (Array.isArray(value)) return `[${value.map(flow).join(", ")}]`;
