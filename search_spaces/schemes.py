@@ -8,12 +8,14 @@ without a weight; `float/s8-sym-tensor` where only the weight is quantized. `par
 from __future__ import annotations
 
 import re
-from typing import Literal, Self, cast
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FLOAT = "float"
-"""The option that leaves a layer alone; it is in every space."""
+"""The option of quantization that leaves a layer alone."""
+WHOLE = "whole"
+"""The option of everything else that leaves a layer alone: no channel, weight or rank is taken."""
 
 Dtype = Literal["u8", "s8", "u16", "s16"]
 WeightDtype = Literal["s8", "u8"]
@@ -104,3 +106,116 @@ def _symmetry(symmetric: bool) -> str:
 
 def _join(activation: str, weight: WeightScheme | None) -> str:
     return activation if weight is None else f"{activation}/{weight.name}"
+
+
+SparsityPattern = Annotated[str, Field(pattern=r"^(any|[1-9][0-9]?:[1-9][0-9]?|[1-9][0-9]?x[1-9][0-9]?)$")]
+
+
+class SparsityScheme(Frozen):
+    """Which share of a layer's weights is zero, and where zeros may stand.
+
+    pattern: `any` (anywhere), `N:M` (of M weights in a row along the inputs of an output, N are kept), `AxB` (blocks of A outputs
+    and B inputs as a whole)."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)]
+    pattern: SparsityPattern = "any"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SparsityScheme:
+        share = self.ratio if self.kept is None else share_of(self.pattern)
+        if abs(self.ratio - share) > 1e-6:
+            raise ValueError(f"the pattern {self.pattern} makes {share:g} of the weights zero, got ratio {self.ratio:g}")
+        return self
+
+    @property
+    def kept(self) -> tuple[int, int] | None:
+        """(N, M) of a pattern N:M."""
+        kept, colon, of = self.pattern.partition(":")
+        return (int(kept), int(of)) if colon else None
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(A, B) of a pattern AxB; (1, 1) for the others."""
+        a, cross, b = self.pattern.partition("x")
+        return (int(a), int(b)) if cross else (1, 1)
+
+    @property
+    def name(self) -> str:
+        return f"{self.ratio:g}-{self.pattern}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The scheme that `name` spells. ValueError where it spells none."""
+        ratio, dash, pattern = name.partition("-")
+        if not dash or not _NUMBER.fullmatch(ratio):
+            raise ValueError(f"'{name}' is no sparsity; write the share of zeros and a pattern like '0.5-any', or '{WHOLE}'")
+        return cls(ratio=float(ratio), pattern=pattern)
+
+
+def share_of(pattern: str) -> float:
+    """The share of zeros that a pattern N:M makes. ValueError where it makes none."""
+    kept, _, of = pattern.partition(":")
+    if int(kept) >= int(of):
+        raise ValueError(f"a pattern N:M keeps N of M weights with N < M, got {pattern}")
+    return 1 - int(kept) / int(of)
+
+
+class RankScheme(Frozen):
+    """How a layer is split into smaller ones: by a method, and either the share of its multiplications that is to be saved or the share of
+    the squared singular values that is to be kept."""
+
+    method: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    energy: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> RankScheme:
+        if (self.ratio is None) == (self.energy is None):
+            raise ValueError("a split names either the share of multiplications to save or the share of energy to keep")
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.ratio:g}" if self.energy is None else f"{self.method}-e{self.energy:g}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The scheme that `name` spells. ValueError where it spells none."""
+        method, dash, number = name.rpartition("-")
+        share = number.removeprefix("e")
+        if not dash or not _NUMBER.fullmatch(share):
+            raise ValueError(
+                f"'{name}' is no split; write a method and the share of MACs it saves like 'svd-0.5', "
+                f"or the share of energy it keeps like 'svd-e0.9', or '{WHOLE}'"
+            )
+        return cls(method=method, energy=float(share)) if number != share else cls(method=method, ratio=float(share))
+
+
+class ChannelScheme(Frozen):
+    """How many channels (or heads) of a group stay; or, for the whole model, which share of its channels goes."""
+
+    keep: Annotated[int, Field(ge=1)] | None = None
+    cut: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ChannelScheme:
+        if (self.keep is None) == (self.cut is None):
+            raise ValueError("a choice of channels names either how many stay or which share goes")
+        return self
+
+    @property
+    def name(self) -> str:
+        return f"keep-{self.keep}" if self.cut is None else f"cut-{self.cut:g}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The scheme that `name` spells. ValueError where it spells none."""
+        word, _, number = name.partition("-")
+        if word == "keep" and number.isdecimal() and int(number) >= 1:
+            return cls(keep=int(number))
+        if word == "cut" and _NUMBER.fullmatch(number):
+            return cls(cut=float(number))
+        raise ValueError(f"'{name}' is no choice of channels; write one like 'keep-12' or 'cut-0.3', or '{WHOLE}'")
+
+
+_NUMBER = re.compile(r"0(\.[0-9]+)?")

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
 from search_spaces.capability import Processor, RuntimeTarget, dtype_pair
 from search_spaces.domains import Choice, Scalar
+from search_spaces.recovery import RecoverySpec
 from search_spaces.schemes import (
     CALIBRATION_PATTERN,
     FLOAT,
+    WHOLE,
     ActivationScheme,
+    ChannelScheme,
     Dtype,
     Frozen,
     Granularity,
     QuantScheme,
     WeightDtype,
     WeightScheme,
+)
+from search_spaces.structure import (
+    CHANNELS,
+    EVERY_LAYER,
+    FACTORIZE,
+    RECOVER,
+    SPARSIFY,
+    ChannelSpec,
+    RankSpec,
+    SparsitySpec,
 )
 
 Calibration = Annotated[str, Field(pattern=f"^({CALIBRATION_PATTERN})$")]
@@ -42,6 +56,37 @@ class SpaceSpec(Frozen):
     """Quantize Add, Mul, … between quantized layers too (one choice per operator type)."""
     accelerated_only: bool = False
     """Keep only what the processor at hand accelerates."""
+    quantize: bool = True
+    channels: ChannelSpec | None = None
+    sparsity: SparsitySpec | None = None
+    rank: RankSpec | None = None
+    recovery: RecoverySpec | None = RecoverySpec()
+    """Training after channels, weights or ranks were taken away; null: none."""
+    keep: tuple[str, ...] = ()
+    """Layers, by name or pattern, that are left alone."""
+
+    @property
+    def structural(self) -> bool:
+        """Whether plans may change more than the numbers' type."""
+        return any(part is not None for part in (self.channels, self.sparsity, self.rank))
+
+    def keeps(self, layer: str) -> bool:
+        return any(fnmatchcase(layer, pattern) for pattern in self.keep)
+
+    def step_options(self) -> dict[str, dict[str, Any]]:
+        """{step: the options that every plan's step has}."""
+        found: dict[str, dict[str, Any]] = {}
+        if self.channels is not None:
+            options = {"criterion", "mode", "distribution", "recalibrate", "align", "slimming"}
+            found[CHANNELS] = self.channels.model_dump(include=options, exclude_none=True)
+        if self.sparsity is not None:
+            found[SPARSIFY] = self.sparsity.model_dump(include={"criterion", "pruner", "distribution"})
+        for name, part in ((CHANNELS, self.channels), (SPARSIFY, self.sparsity)):
+            if part is not None and part.distribution != "per-layer" and self.keep:
+                found[name]["keep"] = list(self.keep)
+        if self.structural and self.recovery is not None:
+            found[RECOVER] = self.recovery.model_dump(mode="json", exclude_defaults=True)
+        return found
 
     def schemes(self, has_weight: bool, reads_float: bool) -> Iterator[QuantScheme]:
         """Every combination for one kind of node, in a fixed order."""
@@ -67,17 +112,42 @@ class Candidate(Frozen):
     """The activation it reads: layers that read the same one share its range."""
 
 
+class Part(Frozen):
+    """Something of a model that could be taken away from: a group of channels, a weight, a layer that can be split."""
+
+    step: str
+    layer: str
+    op: str
+    size: int = 0
+    """Channels of a group."""
+    options: tuple[str, ...] = ()
+    """Ways to split a layer, the mildest of each method first."""
+
+
 class LayerChoices(Frozen):
-    """What one layer (or operator type) may be."""
+    """One parameter of a space: what one layer (or operator type) may be in one step."""
 
     name: str
     op: str
     input: str
     options: tuple[str, ...]
+    step: str = QUANTIZE
+    layer: str = ""
+    """The layer, where the parameter is not called after it alone."""
+
+    @property
+    def target(self) -> str:
+        """The layer, operator type or group of channels that is chosen for."""
+        return self.layer or self.name
 
     @property
     def domain(self) -> Choice:
         return Choice(self.options)
+
+    @property
+    def rest(self) -> str:
+        """The option that leaves the layer alone: always the first."""
+        return self.options[0]
 
 
 class Refusal(Frozen):
@@ -89,11 +159,14 @@ class Refusal(Frozen):
 
 
 class SearchSpace(Frozen):
-    """The choices of every layer of one model on one runtime. The parameter of a layer is named after it."""
+    """The choices of every layer of one model on one runtime. The parameter of a layer's quantization is named after the layer, that of
+    another step `step:layer`."""
 
     name: str
     layers: tuple[LayerChoices, ...]
     refused: tuple[Refusal, ...] = ()
+    steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """{step: options that it has in every plan}."""
 
     @property
     def size(self) -> int:
@@ -123,19 +196,31 @@ class SearchSpace(Frozen):
         owner: dict[str, ActivationScheme] = {}
         decoded: dict[str, dict[str, Scalar]] = {}
         for layer in self.layers:
-            choice = str(assignment.get(layer.name, FLOAT))
-            if choice == FLOAT:
+            choice = str(assignment.get(layer.name, layer.rest))
+            if choice == layer.rest:
+                continue
+            if layer.step != QUANTIZE:
+                decoded.setdefault(layer.target, {})[layer.step] = choice
                 continue
             activation = QuantScheme.parse(choice).activation
             if activation is not None and layer.input:
                 choice = _reading(layer, choice, owner.setdefault(layer.input, activation))
             if choice != FLOAT:
-                decoded[layer.name] = {QUANTIZE: choice}
+                decoded.setdefault(layer.name, {})[QUANTIZE] = choice
         return decoded
 
     def encode(self, choices: Mapping[str, Mapping[str, Scalar]]) -> dict[str, Scalar]:
         """The assignment that decodes to `choices`: one value per layer."""
-        return {layer.name: choices.get(layer.name, {}).get(QUANTIZE, FLOAT) for layer in self.layers}
+        return {layer.name: choices.get(layer.target, {}).get(layer.step, layer.rest) for layer in self.layers}
+
+    def without(self, options: Mapping[str, Iterable[str]]) -> SearchSpace:
+        """The space less some options, {parameter: options}. A parameter that is left with one option only is gone."""
+        gone = {name: set(names) for name, names in options.items()}
+        layers = [
+            layer.model_copy(update={"options": tuple(o for o in layer.options if o == layer.rest or o not in gone.get(layer.name, ()))})
+            for layer in self.layers
+        ]
+        return self.model_copy(update={"layers": tuple(layer for layer in layers if len(layer.options) > 1)})
 
 
 def _reading(layer: LayerChoices, choice: str, activation: ActivationScheme) -> str:
@@ -148,12 +233,15 @@ def _reading(layer: LayerChoices, choice: str, activation: ActivationScheme) -> 
     return next((option for option in layer.options if option.split("/")[0] == activation.name), FLOAT)
 
 
-def resolve(spec: SpaceSpec, candidates: Iterable[Candidate], target: RuntimeTarget, processor: Processor) -> SearchSpace:
-    """The space of one model: every combination of `spec` that the runtime allows, for every candidate. Float comes first."""
-    layers: list[LayerChoices] = []
+def resolve(
+    spec: SpaceSpec, candidates: Iterable[Candidate], target: RuntimeTarget, processor: Processor, parts: Iterable[Part] = ()
+) -> SearchSpace:
+    """The space of one model: for every part what may be taken away from it, then for every candidate every combination of `spec` that the
+    runtime allows. The option that leaves a layer alone comes first."""
+    layers = [layer for part in parts if not spec.keeps(part.layer) and (layer := _structural(spec, part)) is not None]
     refused: dict[tuple[str, str], int] = {}
-    for candidate in candidates:
-        if not candidate.has_weight and not spec.operators:
+    for candidate in candidates if spec.quantize else ():
+        if spec.keeps(candidate.name) or (not candidate.has_weight and not spec.operators):
             continue
         options = [FLOAT]
         reads_float = candidate.has_weight and FLOAT in target.layers[candidate.op].activation
@@ -166,7 +254,31 @@ def resolve(spec: SpaceSpec, candidates: Iterable[Candidate], target: RuntimeTar
         if len(options) > 1:
             layers.append(LayerChoices(name=candidate.name, op=candidate.op, input=candidate.input, options=tuple(options)))
     reasons = tuple(Refusal(op=op, options=count, why=why) for (op, why), count in refused.items())
-    return SearchSpace(name=spec.name, layers=tuple(layers), refused=reasons)
+    return SearchSpace(name=spec.name, layers=tuple(layers), refused=reasons, steps=spec.step_options())
+
+
+def _structural(spec: SpaceSpec, part: Part) -> LayerChoices | None:
+    """The parameter for one part; None where nothing may be taken away from it."""
+    options: list[str] = []
+    if part.step == CHANNELS and spec.channels is not None:
+        options = _widths(spec.channels, part)
+    elif part.step == SPARSIFY and spec.sparsity is not None:
+        options = [scheme.name for scheme in spec.sparsity.schemes(part.layer)]
+    elif part.step == FACTORIZE and spec.rank is not None:
+        options = list(part.options)
+    if not options:
+        return None
+    name = f"{part.step}:{part.layer}"
+    return LayerChoices(name=name, op=part.op, input="", options=(WHOLE, *options), step=part.step, layer=part.layer)
+
+
+def _widths(spec: ChannelSpec, part: Part) -> list[str]:
+    """The widths that a group may have, widest first; a share of channels that is no multiple of `align` is rounded up to one."""
+    if part.layer == EVERY_LAYER:
+        return [ChannelScheme(cut=share).name for share in spec.shares]
+    step = spec.align or 1
+    kept = [-(-round(part.size * (1 - share)) // step) * step for share in spec.shares_of(part.layer, spec.shares)]
+    return [ChannelScheme(keep=keep).name for keep in dict.fromkeys(kept) if 1 <= keep < part.size]
 
 
 def _not_accelerated(spec: SpaceSpec, target: RuntimeTarget, processor: Processor, op: str, scheme: QuantScheme) -> str | None:

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from server.commands import BAD_INPUT, FAILED, MET, MISSED, remote, serve
-from server.console import amount, change, err, print_table, say, show_result, tell
+from server.commands import BAD_INPUT, FAILED, MET, MISSED, look, remote, serve
+from server.commands.look import AsJson, ModelFile
+from server.console import amount, change, print_table, say, show_result, tell
 from tuner import __version__
-from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, UnknownName, writing
+from tuner.errors import AccutuneError, InputError, JobCancelled, JobError, writing
+from tuner.files import beside
 from tuner.job import DataRef, Target, job_id, load_job
 from tuner.plan import load_plan
 
@@ -24,10 +26,6 @@ app = typer.Typer(
     "Start with `tuner demo`, then write a job file and `tuner run` it.\n\n"
     "Exit status: 0 target met, 3 finished but target missed, 2 bad input, 1 anything else.",
 )
-
-JobFile = Annotated[Path, typer.Argument(help="The job file (YAML).", show_default=False)]
-ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -84,60 +82,8 @@ def run(
     raise typer.Exit(MET if result.feasible else MISSED)
 
 
-@app.command()
-def inspect(model: ModelFile, as_json: AsJson = False) -> None:
-    """Show a model's inputs, outputs and layers: parameters, MACs, shapes, and what can be quantized."""
-    from tuner.facts import layers_of
-    from tuner.model.graph import Model
-    from tuner.model.layers import total_macs
-
-    loaded = Model.load(model)
-    found = layers_of(loaded)
-    macs = total_macs([layer for layer, _ in found])
-    if as_json:
-        import json
-        from dataclasses import asdict
-
-        rows = [asdict(layer) | {"quantizable": able} for layer, able in found]
-        tensors = {"inputs": [asdict(i) for i in loaded.inputs], "outputs": [asdict(o) for o in loaded.outputs]}
-        facts = {"sha256": loaded.sha256, "opset": loaded.opset, "parameters": loaded.parameters, "size_bytes": loaded.size_bytes}
-        sys.stdout.write(json.dumps(facts | tensors | {"macs": macs, "layers": rows}, indent=2) + "\n")
-        return
-    say(f"{model}: opset {loaded.opset}, {loaded.size_bytes / 1e6:.2f} MB, SHA-256 {loaded.sha256[:16]}…")
-    say(f"{loaded.parameters:,} parameters, {macs:,} MACs a row (dynamic dimensions counted as 1)")
-    for title, tensors_ in (("input", loaded.inputs), ("output", loaded.outputs)):
-        for tensor in tensors_:
-            shape = ", ".join("?" if dim is None else str(dim) for dim in tensor.shape)
-            say(f"{title} {tensor.name}: {tensor.dtype} [{shape}]")
-    shapes = ((layer, _shape(layer.weight_shape), _shape(layer.output_shape), "yes" if able else "no") for layer, able in found)
-    rows_ = [(layer.name, layer.op, weight, output, layer.params, layer.macs, able) for layer, weight, output, able in shapes]
-    print_table(("layer", "operator", "weight", "output", "parameters", "MACs", "quantizable"), rows_)
-
-
-@app.command()
-def sensitivity(
-    job: JobFile,
-    file: Annotated[Path | None, typer.Option("-o", help="Write the table as CSV here.", show_default=False)] = None,
-) -> None:
-    """Measure how much each layer suffers when it alone is quantized, and what it would save."""
-    import tempfile
-
-    from tuner.evaluator import Evaluator
-    from tuner.preflight import check_names
-    from tuner.survey import survey
-
-    spec = load_job(job)
-    check_names(spec)
-    with tempfile.TemporaryDirectory(prefix="accutune-") as cache:
-        found = survey(Evaluator(spec, Path(cache)), lambda done, total: _count("sensitivity", done, total))
-    rows = sorted(found.sensitivity, key=lambda row: row.divergence, reverse=True)
-    columns = list(type(rows[0]).model_fields)
-    if file is not None:
-        import csv
-
-        with writing(file), file.open("w", newline="") as stream:
-            csv.writer(stream).writerows([columns, *(list(row.model_dump().values()) for row in rows)])
-    print_table(columns, (list(row.model_dump().values()) for row in rows))
+app.command()(look.inspect)
+app.command()(look.sensitivity)
 
 
 @app.command()
@@ -145,16 +91,22 @@ def apply(
     plan: Annotated[Path, typer.Argument(help="A best.plan.json.", show_default=False)],
     model: ModelFile,
     output: Annotated[Path, typer.Option("-o", help="Where the compressed model goes.", show_default=False)],
+    tensors: Annotated[
+        Path | None, typer.Option("--tensors", help="The weights that the plan changed; left out: beside it.", show_default=False)
+    ] = None,
 ) -> None:
     """Apply a plan to the original model again, without data: the same bytes as before."""
     from tuner.compress.pipeline import replay
     from tuner.model.graph import Model
+    from tuner.tensors import load_tensors
 
     applied = load_plan(plan)
-    data = replay(Model.load(model), applied)
+    weights = None if applied.structure is None else load_tensors(tensors or beside(plan))
+    data = replay(Model.load(model), applied, weights)
     with writing(output):
         output.write_bytes(data)
-    say(f"{output}: {len(data):,} bytes, {len(applied.layers)} layers compressed")
+    count = len(applied.choices)
+    say(f"{output}: {len(data):,} bytes, {count} {'choice' if count == 1 else 'choices'} applied")
 
 
 @app.command()
@@ -184,37 +136,7 @@ def compare(
     print_table(("", first.name, second.name, "change"), table)
 
 
-@app.command()
-def spaces(
-    model: Annotated[Path | None, typer.Option("--model", help="Resolve the spaces for this ONNX file.", show_default=False)] = None,
-    space: Annotated[str | None, typer.Option("--space", help="Only this one.", show_default=False)] = None,
-) -> None:
-    """List the search spaces; with a model, what each offers for it, and what the runtime forbids and why."""
-    from search_spaces.capability import load_target
-    from search_spaces.presets import load_preset, preset_names
-    from search_spaces.space import resolve
-    from tuner.compress.fusion import prepare
-    from tuner.compress.quantization.placement import candidates
-    from tuner.measure.machine import processor_features
-    from tuner.model.graph import Model
-
-    if space is not None and space not in preset_names():
-        raise UnknownName("space", space, preset_names())
-    names = preset_names() if space is None else (space,)
-    if model is None:
-        print_table(("space", "what it offers"), ((name, load_preset(name).summary) for name in names))
-        return
-    prepared, target = prepare(Model.load(model)), load_target("onnxruntime-cpu")
-    processor = target.processor(processor_features())
-    for name in names:
-        resolved = resolve(load_preset(name), candidates(prepared, target), target, processor)
-        say(f"\n{name}: {load_preset(name).summary}")
-        size = f"10^{len(str(resolved.size)) - 1}" if resolved.size > 10**6 else str(resolved.size)
-        say(f"{len(resolved.layers)} layers or operator types, {size} plans, on {processor.name}")
-        layers = ((x.name, x.op, len(x.options), _kinds(x.options)) for x in resolved.layers)
-        print_table(("layer", "operator", "options", "of kind"), layers)
-        for refusal in resolved.refused:
-            say(f"left out for {refusal.op}: {refusal.options} options, because {refusal.why}")
+app.command()(look.spaces)
 
 
 @app.command()
@@ -241,21 +163,6 @@ def _row_range(text: str | None) -> tuple[int, int] | None:
     if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
         raise JobError(f"--rows must be FIRST:END with FIRST < END, got '{text}'; for the first thousand write 0:1000")
     return int(first), int(end)
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return "×".join("?" if size is None else str(size) for size in shape)
-
-
-def _kinds(options: tuple[str, ...]) -> str:
-    from search_spaces.schemes import FLOAT, QuantScheme
-
-    return ", ".join(dict.fromkeys(o if o == FLOAT else QuantScheme.parse(o).kind for o in options))
-
-
-def _count(what: str, done: int, total: int) -> None:
-    if err.is_terminal:
-        err.print(f"{what} {done}/{total}", end="\r")
 
 
 def main() -> None:

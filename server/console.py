@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from tuner.files import beside
 from tuner.job import JobSpec
 from tuner.progress import PHASES, Event
 from tuner.report.wording import NBSP, duration, number, quantity, ratio_words, speedup_words
@@ -160,7 +162,9 @@ def show_result(result: JobResult, folder: str | None = None) -> None:
         say(line)
     say(f"Trials: {', '.join(f'{count} {state}' for state, count in result.trials.items())}; {result.stop_reason}.")
     if folder is not None:
-        say(f"Files: {folder} (best.onnx, report.html, best.plan.json, trials.csv)")
+        weights = beside(Path(folder) / "best.onnx")
+        names = ["best.onnx", "report.html", "best.plan.json", *([weights.name] if weights.is_file() else []), "trials.csv"]
+        say(f"Files: {folder} ({', '.join(names)})")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -193,7 +197,7 @@ def change(name: str, before: Measurement, after: Measurement, drop: Interval | 
         return _plain(f"drop {number(drop.value)} (at least {number(drop.lower)}, at most {number(drop.upper)})")
     if name == "latency_ms":
         return _plain(speedup_words(speedup))
-    return _plain(ratio_words(before.value, after.value)) if name.endswith("_bytes") else ""
+    return _plain(ratio_words(before.value, after.value)) if name.endswith("_bytes") or name in ("macs", "params") else ""
 
 
 def _plain(text: str) -> str:

@@ -73,9 +73,12 @@ class Gate:
         arguments = {"job": job.model_dump(mode="json"), "folder": None if folder is None else str(folder.resolve())}
         return JobPreview.model_validate(self._call("check_job", arguments, lambda why: JobError(f"the job {why}")))
 
-    def rebuild(self, plan: Path, model: Path, out: Path) -> dict[str, str]:
-        """Write the model that an applied plan makes of the original to `out`: {"sha256": of the file}. Raises PlanError."""
+    def rebuild(self, plan: Path, model: Path, out: Path, tensors: Path | None = None) -> dict[str, str]:
+        """Write the model that an applied plan makes of the original to `out`: {"sha256": of the file}. Raises PlanError.
+
+        tensors: the file with the weights that the plan changed, if it did."""
         arguments = {"plan": str(plan.resolve()), "model": str(model.resolve()), "out": str(out.resolve())}
+        arguments |= {} if tensors is None else {"tensors": str(tensors.resolve())}
         found: dict[str, str] = self._call("rebuild", arguments, lambda why: PlanError(f"the plan {why}"))
         return found
 

@@ -27,9 +27,10 @@ from server.store.trials import SqlTrialStore
 from tuner.conclude import run_job
 from tuner.errors import InputError, JobCancelled, StorageError, TrialError, writing
 from tuner.executor import LocalExecutor, harmless
-from tuner.files import layers_file, plan_file, rows_file, write_text
+from tuner.files import beside, layers_file, plan_file, rows_file, tensors_file, write_text
 from tuner.job import JobSpec
 from tuner.limits import end_with_parent
+from tuner.plan import AppliedPlan
 from tuner.progress import Event, Phase
 from tuner.results import JobResult, TrialFailure, TrialResult
 from tuner.store import JobState, utc_now
@@ -38,7 +39,13 @@ from tuner.wire import ArtifactView, EventKind, JobEvent, JobProgress, summarize
 
 LOCK_SECONDS = 20.0
 PROGRESS_SECONDS = 0.5
-MEDIA_TYPES = {".onnx": "application/octet-stream", ".json": "application/json", ".csv": "text/csv", ".html": "text/html"}
+MEDIA_TYPES = {
+    ".onnx": "application/octet-stream",
+    ".safetensors": "application/octet-stream",
+    ".json": "application/json",
+    ".csv": "text/csv",
+    ".html": "text/html",
+}
 LOST, LATER = 75, 76
 """Exit statuses of a runner whose job another one has taken over, and of one that the database kept from going on: its job is to be
 run again."""
@@ -84,6 +91,7 @@ class ServedStore(SqlTrialStore):
         if trial.finished and trial.error is None and plan.is_file():
             name = f"trials/{trial.number}.plan.json"
             self._publish(job_id, plan, name)
+            self._publish_tensors(job_id, trial.number, plan)
             self._publish_rows(job_id, trial.number)
             trial = trial.model_copy(update={"artefact": name})
         super().save_trial(job_id, trial)
@@ -97,6 +105,12 @@ class ServedStore(SqlTrialStore):
             return False
         self._publish(job_id, path, path.name)
         return True
+
+    def _publish_tensors(self, job_id: str, number: int, plan: Path) -> None:
+        """The weights that the trial's plan changed; trials with the same structure share one file."""
+        applied = AppliedPlan.model_validate_json(plan.read_bytes())
+        if applied.structure is not None:
+            self._publish(job_id, tensors_file(self._cache, applied.plan.structure.digest()), f"trials/{number}.tensors.safetensors")
 
     def _publish_rows(self, job_id: str, number: int) -> None:
         """The original's scores go first, with the first trial that has any."""
@@ -224,6 +238,7 @@ def deliver(errand: Errand, jobs: JobStore, artifacts: Artifacts, folder: Path, 
     """Hand over the job's files. Bytes first, rows in one transaction after: nobody sees half of them."""
     write_text(folder / "job.json", asked.model_dump_json(indent=2))
     names = ["best.onnx", "best.plan.json", "report.html", "result.json", "job.json", "sensitivity.csv", "trials.csv"]
+    names += [beside(Path("best.onnx")).name] if beside(folder / "best.onnx").is_file() else []
     names += [f"pareto/{outcome.file}" for outcome in result.pareto if outcome.file not in names]
     jobs.finish(errand.job_id, errand.lease, result, [stored(artifacts, folder / name, name) for name in names])
 

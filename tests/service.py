@@ -98,9 +98,9 @@ class FakeGate(Gate):
             raise JobError("the validation data has labels outside 0..4, got 7; number the classes from 0", field="data.validation")
         return PREVIEW
 
-    def rebuild(self, plan: Path, model: Path, out: Path) -> dict[str, str]:
+    def rebuild(self, plan: Path, model: Path, out: Path, tensors: Path | None = None) -> dict[str, str]:
         self.calls.append("rebuild")
-        out.write_bytes(model.read_bytes() + plan.read_bytes())
+        out.write_bytes(model.read_bytes() + plan.read_bytes() + (b"" if tensors is None else tensors.read_bytes()))
         return {"sha256": ""}
 
     def close(self) -> None:

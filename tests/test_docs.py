@@ -21,8 +21,10 @@ from pydantic.fields import FieldInfo
 import tuner
 from search_spaces.capability import known_targets
 from search_spaces.presets import preset_names
+from search_spaces.recovery import RecoverySpec
 from search_spaces.schemes import QuantScheme
 from search_spaces.space import SpaceSpec
+from search_spaces.structure import ChannelSpec, RankSpec, SparsitySpec
 from server import cli
 from tuner.api import Tuned
 from tuner.compress.quantization.ranges import RANGES
@@ -75,9 +77,11 @@ def shown_default(field: FieldInfo) -> Any:
         return "required"
     if isinstance(field.default, BaseModel):
         return "see"
+    if field.default_factory is not None:
+        return field.get_default(call_default_factory=True)
     if isinstance(field.default, tuple):
         return list(field.default)
-    return {None: "none", "": "empty"}.get(field.default, field.default)
+    return "none" if field.default is None else field.default or "empty" if isinstance(field.default, str) else field.default
 
 
 def read_default(cell: str) -> Any:
@@ -93,6 +97,10 @@ def read_default(cell: str) -> Any:
         ("Data", 1, DataRef),
         ("Constraints", 0, Constraint),
         ("Spaces", 0, SpaceSpec),
+        ("Taking away", 0, ChannelSpec),
+        ("Taking away", 1, SparsitySpec),
+        ("Taking away", 2, RankSpec),
+        ("Recovery", 0, RecoverySpec),
         ("Budget", 0, Budget),
         ("Target", 0, Target),
     ],

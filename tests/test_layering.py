@@ -17,7 +17,7 @@ PACKAGES = ("search_spaces", "tuner", "server")
 
 # `a.b.*` means the package a.b with everything below it, `a.b` that module alone.
 BASE = {"search_spaces.*", "tuner.errors", "tuner.registry"}
-WORDS = BASE | {"tuner.files", "tuner.kinds", "tuner.limits", "tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
+WORDS = BASE | {"tuner.files", "tuner.tensors", "tuner.kinds", "tuner.limits", "tuner.plan", "tuner.job", "tuner.results", "tuner.progress"}
 PARTS = WORDS | {"tuner.model.*", "tuner.data.*"}
 EVALUATION = PARTS | {"tuner.compress.*", "tuner.measure.*", "tuner.evaluator"}
 OUTPUT = WORDS | {"tuner.report", "tuner.report.*", "tuner.export"}
@@ -32,13 +32,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search_spaces.domains": set(),
     "search_spaces.schemes": {"search_spaces.domains"},
     "search_spaces.capability": {"search_spaces.domains", "search_spaces.schemes"},
-    "search_spaces.space": {"search_spaces.domains", "search_spaces.schemes", "search_spaces.capability"},
-    "search_spaces.presets": {"search_spaces.domains", "search_spaces.schemes", "search_spaces.capability", "search_spaces.space"},
+    "search_spaces.structure": {"search_spaces.domains", "search_spaces.schemes"},
+    "search_spaces.structure_names": set(),
+    "search_spaces.recovery": {"search_spaces.domains", "search_spaces.schemes"},
+    "search_spaces.space": {f"search_spaces.{name}" for name in ("domains", "schemes", "capability", "structure", "recovery")},
+    "search_spaces.presets": {"search_spaces.schemes", "search_spaces.space"},
     "tuner": WORDS | {"tuner.api", "tuner.client"},
     "tuner.errors": set(),
     "tuner.registry": {"tuner.errors"},
     "tuner.files": {"tuner.errors"},
     "tuner.kinds": set(),
+    "tuner.tensors": {"tuner.errors"},
     "tuner.limits": set(),
     "tuner.plan": BASE,
     "tuner.job": BASE,
@@ -53,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.facts": EVALUATION | {"tuner.wire"},
     "tuner.preview": {"search_spaces.schemes"},
     "tuner.estimate": set(),
-    "tuner.outlook": EVALUATION | {"tuner.preflight", "tuner.survey", "tuner.cost_table", "tuner.estimate", "tuner.preview"},
+    "tuner.outlook": EVALUATION
+    | {f"tuner.{name}" for name in ("preflight", "survey", "cost_table", "structures", "structure_table", "estimate", "preview")},
     "tuner.gate": EVALUATION | {"tuner.preflight", "tuner.outlook", "tuner.preview", "tuner.wire", "tuner.worker", "tuner.facts"},
     "tuner.model.*": WORDS,
     "tuner.data.*": WORDS,
@@ -62,11 +67,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.search.*": WORDS,
     "tuner.compare": EVALUATION,
     "tuner.doctor": EVALUATION | {"tuner.cost_table"},
-    "tuner.evaluator": PARTS | {"tuner.compress.*", "tuner.measure.*"},
+    "tuner.structures": PARTS | {"tuner.compress.*", "tuner.calibration"},
+    "tuner.calibration": PARTS | {"tuner.compress.*", "tuner.measure.*"},
+    "tuner.evaluator": PARTS | {"tuner.compress.*", "tuner.measure.*", "tuner.structures", "tuner.calibration"},
     "tuner.cost_table": EVALUATION,
-    "tuner.survey": EVALUATION | {"tuner.cost_table"},
+    "tuner.structure_table": EVALUATION | {"tuner.cost_table"},
+    "tuner.structure_harm": EVALUATION,
+    "tuner.survey": EVALUATION | {"tuner.cost_table", "tuner.structure_table", "tuner.structure_harm"},
     "tuner.layer_profiles": EVALUATION,
-    "tuner.preflight": EVALUATION,
+    "tuner.sweep": EVALUATION,
+    "tuner.preflight": EVALUATION | {"tuner.structure_checks"},
+    "tuner.structure_checks": WORDS,
     "tuner.certify": EVALUATION,
     "tuner.worker": EVALUATION | {"tuner.survey", "tuner.layer_profiles", "tuner.preflight", "tuner.certify"},
     "tuner.executor": WORDS,
@@ -74,7 +85,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner.report.charts": set(),
     "tuner.report.wording": WORDS,
     "tuner.report.figures": WORDS | {"tuner.report.charts", "tuner.report.wording"},
-    "tuner.report.page": WORDS | {"tuner.report.charts", "tuner.report.wording", "tuner.report.figures"},
+    "tuner.report.structure": WORDS | {"tuner.report.wording"},
+    "tuner.report.page": WORDS | {f"tuner.report.{name}" for name in ("charts", "wording", "figures", "structure")},
     "tuner.export": OUTPUT | {"tuner.wire"},
     "tuner.verdict": WORDS,
     "tuner.study": LOOP,
@@ -122,7 +134,8 @@ HEAVY: dict[str, set[str]] = {
     "uvicorn": {"server.commands.*"},
     "prometheus_client": {"server.metrics", "server.api.*"},
     "httpx": {"tuner.client", "tuner.transport"},
-    "torch": {"tuner.model.from_torch*", "tuner.model.torch_*", "tuner.data.metrics", "tuner.demo", "tuner.api"},
+    "torch": {"tuner.model.from_torch*", "tuner.model.torch_*", "tuner.compress.*", "tuner.data.metrics", "tuner.demo", "tuner.api"},
+    "safetensors": {"tuner.tensors"},
     "torchmetrics": {"tuner.data.metrics"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tuner.errors import TrialError, writing
 from tuner.evaluator import Evaluator, first_output
+from tuner.files import beside
 from tuner.measure.accuracy import Scored, Split, baseline_scored, measure, score
 from tuner.measure.footprint import peak_memory
 from tuner.measure.judge import is_cost, judge_cost, nth_confidence
@@ -31,15 +33,19 @@ def certify(evaluator: Evaluator, number: int, plan: CompressionPlan, attempt: i
     with writing(path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+        if applied.structure is not None:
+            shutil.copyfile(evaluator.structures.tensors(plan), beside(path))
     candidate = Model.load(path)
     holdout = evaluator.split("holdout", evaluator.roles.holdout)
     session, notes = evaluator.open(applied, candidate.data)
+    notes = [*evaluator.variants.of(plan).notes, *notes]
     started = time.perf_counter()
     scored = score(holdout, first_output(session), evaluator.metrics, (), evaluator.between)
     seconds = time.perf_counter() - started
     verdicts = evaluator.judge(holdout, scored, _confidence(evaluator, attempt), exact=plan.identity)
     target = evaluator.job.target.name
-    measurements = {m.name: measure(m, scored, holdout, seconds, target) for m in evaluator.metrics} | evaluator.costs(candidate.data)
+    measurements = {m.name: measure(m, scored, holdout, seconds, target) for m in evaluator.metrics}
+    measurements |= evaluator.costs(candidate.data, evaluator.variants.of(plan))
     base_scores = baseline_scored(holdout, evaluator.metrics)
     baseline = {m.name: measure(m, base_scores, holdout, 0.0, target) for m in evaluator.metrics} | evaluator.costs(evaluator.model.data)
     timed = Session(path, evaluator.job.target.threads)
@@ -57,7 +63,7 @@ def certify(evaluator: Evaluator, number: int, plan: CompressionPlan, attempt: i
         verdict=overall(verdicts),
         verdicts=tuple(verdicts),
         notes=tuple(notes),
-        layers={name: layer.scheme for name, layer in applied.layers.items()},
+        layers=applied.choices,
         file=path.name,
     )
     return Certificate(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from tuner.errors import AccutuneError, JobCancelled, TrialError, writing
 from tuner.export import TrialTable, write_results
+from tuner.files import beside
 from tuner.job import JobSpec
 from tuner.measure.runtime import environment
 from tuner.plan import make_plan
@@ -253,7 +254,7 @@ def _named(outcome: Outcome, file: str) -> Outcome:
 
 
 def _leave_files(study: Study, best: Certificate, result: JobResult) -> None:
-    """best.onnx in the folder; in pareto/ only what the result names."""
+    """best.onnx in the folder, with the weights that its plan changed; in pareto/ only what the result names."""
     pareto = study.folder / "pareto"
     source, target = pareto / f"{best.outcome.trial}.onnx", study.folder / "best.onnx"
     kept = {outcome.file for outcome in result.pareto}
@@ -262,6 +263,11 @@ def _leave_files(study: Study, best: Certificate, result: JobResult) -> None:
             shutil.copyfile(source, target)
         else:
             source.replace(target)
+        beside(target).unlink(missing_ok=True)
+        if beside(source).is_file():
+            beside(source).replace(beside(target))
+        for file in pareto.glob("*.tensors.safetensors"):
+            file.unlink()
         for file in pareto.glob("*.onnx"):
             if file.name not in kept:
                 file.unlink()

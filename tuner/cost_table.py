@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from search_spaces.schemes import FLOAT, Frozen, QuantScheme
-from search_spaces.space import LayerChoices
+from search_spaces.space import QUANTIZE, LayerChoices, SearchSpace
 from tuner.compress.quantization.placement import OPERATOR_PREFIX, links
 from tuner.errors import StorageError
 from tuner.evaluator import Evaluator
 from tuner.files import write_text
 from tuner.measure.profile import attribute_times, kernel_times
 from tuner.measure.runtime import Session, environment
-from tuner.plan import QUANTIZE, CompressionPlan, LayerQuant, Step, digest_of
+from tuner.plan import CompressionPlan, LayerQuant, Step, digest_of
 
 VERSION = 4
 """Part of the key under which tables are kept: a table measured in another way is measured again."""
@@ -39,11 +39,11 @@ class LatencyTable(Frozen):
 
 def latency_table(evaluator: Evaluator) -> LatencyTable:
     """The table for the job's space, model and target; read from the user's cache where it was measured before."""
-    kinds = _kinds(evaluator.space.layers)
+    kinds = _kinds(quantizable(evaluator.space))
     facts = environment()
     key = digest_of(
         [VERSION, facts["processor"], facts["onnxruntime"], evaluator.job.target.model_dump(), evaluator.model.sha256, kinds]
-        + [layer.name for layer in evaluator.space.layers]
+        + [layer.name for layer in quantizable(evaluator.space)]
         + [[name, list(array.shape)] for name, array in sorted(evaluator.feed.items())]
     )
     path = cost_cache() / f"{key}.json"
@@ -55,14 +55,19 @@ def latency_table(evaluator: Evaluator) -> LatencyTable:
             write_text(path, by_kind.model_dump_json())
     options = {
         layer.name: {o: by_kind.options[layer.name][_kind(o)] for o in layer.options if _kind(o) in by_kind.options[layer.name]}
-        for layer in evaluator.space.layers
+        for layer in quantizable(evaluator.space)
     }
     return by_kind.model_copy(update={"options": options})
 
 
-def timed_models(layers: Iterable[LayerChoices]) -> int:
+def timed_models(space: SearchSpace) -> int:
     """How many models are timed for a table: the original, one for each kind, two with borders."""
-    return 1 + len(_kinds(layers)) + 2
+    return 1 + len(_kinds(quantizable(space))) + 2
+
+
+def quantizable(space: SearchSpace) -> list[LayerChoices]:
+    """The parameters that are about the type of numbers."""
+    return [layer for layer in space.layers if layer.step == QUANTIZE]
 
 
 def cost_cache() -> Path:
@@ -73,14 +78,14 @@ def cost_cache() -> Path:
 
 def _measure(evaluator: Evaluator, kinds: list[str]) -> LatencyTable:
     """The table with kinds in place of options."""
-    space, threads = evaluator.space, evaluator.job.target.threads
+    layers, threads = quantizable(evaluator.space), evaluator.job.target.threads
     whole = _Whole(evaluator)
     own = _owners(evaluator)
     shares, fixed = attribute_times(kernel_times(evaluator.model.data, evaluator.feed, threads, whole.float_ms), own)
-    table = {layer.name: {FLOAT: shares.get(layer.name, 0.0)} for layer in space.layers}
+    table = {layer.name: {FLOAT: shares.get(layer.name, 0.0)} for layer in layers}
     for kind in kinds:
         evaluator.between()
-        chosen = _uniform(space.layers, kind)
+        chosen = _uniform(layers, kind)
         applied, data = evaluator.build(_plan(chosen), {})
         times = kernel_times(data, evaluator.feed, threads, whole.of(data))
         shares, _ = attribute_times(times, own | _conversions(evaluator, applied.layers))
@@ -108,14 +113,14 @@ def _borders(
     """(writer, reader, ms) for every pair of neighbours. The price per element is what two models with every other layer in
     float take beyond the sum of their layers, over the elements that cross a border in them."""
     elements: dict[tuple[str, str], float] = {}
-    names = {layer.name for layer in evaluator.space.layers}
+    names = {layer.name for layer in quantizable(evaluator.space)}
     for writer, reader, tensor in links(evaluator.prepared, evaluator.target):
         if writer in names and reader in names and writer != reader:
             elements[writer, reader] = elements.get((writer, reader), 0.0) + _elements(evaluator, tensor)
     surplus = crossed = 0.0
     for odd in (0, 1) if elements and kinds else ():
         evaluator.between()
-        uniform = _uniform(evaluator.space.layers, kinds[-1])
+        uniform = _uniform(quantizable(evaluator.space), kinds[-1])
         layers = [name for name in uniform if not name.startswith(OPERATOR_PREFIX)]
         mixed = {name: option for name, option in uniform.items() if name not in layers[odd::2]}
         own = sum(table[name][_kind(mixed[name]) if name in mixed else FLOAT] for name in table)
@@ -158,7 +163,7 @@ def _same_activation(layer: LayerChoices, kind: str) -> str:
 
 def _owners(evaluator: Evaluator) -> dict[str, list[str]]:
     """{node or tensor name: layer} for kernels named after a layer's node, its output or what absorbed it."""
-    model, names = evaluator.prepared, {layer.name for layer in evaluator.space.layers}
+    model, names = evaluator.prepared, {layer.name for layer in quantizable(evaluator.space)}
     owners: dict[str, list[str]] = {}
     for node in model.nodes.values():
         owner = node.name if node.name in names else OPERATOR_PREFIX + node.op_type
@@ -173,7 +178,7 @@ def _owners(evaluator: Evaluator) -> dict[str, list[str]]:
 
 def _conversions(evaluator: Evaluator, quantized: dict[str, LayerQuant]) -> dict[str, list[str]]:
     """{conversion node: the layers it serves}: a tensor's conversions belong to the quantized layers that read it."""
-    model, names = evaluator.prepared, {layer.name for layer in evaluator.space.layers}
+    model, names = evaluator.prepared, {layer.name for layer in quantizable(evaluator.space)}
     found: dict[str, list[str]] = {}
     for tensor, readers in model.consumers.items():
         served = [n.name if n.name in names else OPERATOR_PREFIX + n.op_type for n in readers if n.name in quantized]
@@ -188,5 +193,3 @@ def _elements(evaluator: Evaluator, tensor: str) -> float:
     statistics = evaluator.statistics.get(tensor)
     batch = evaluator.fixed_batch or evaluator.job.target.batch
     return statistics.count / len(evaluator.roles.calibration) * batch if statistics is not None else 0.0
-
-

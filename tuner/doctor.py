@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from search_spaces.capability import load_target
 from search_spaces.presets import load_preset, preset_names
 from search_spaces.schemes import Frozen, QuantScheme
+from search_spaces.space import QUANTIZE
 from tuner.compress.fusion import prepare
 from tuner.compress.pipeline import Compressor
 from tuner.compress.quantization.collect import collect, exposing
@@ -24,7 +25,7 @@ from tuner.measure.latency import alone, compare_latency
 from tuner.measure.machine import processor_features
 from tuner.measure.runtime import Session, environment
 from tuner.model.graph import Model, serialize
-from tuner.plan import QUANTIZE, CompressionPlan, Step
+from tuner.plan import CompressionPlan, Step
 
 RUNTIME = "onnxruntime-cpu"
 PROBES = ("u8-asym-minmax/s8-sym-channel", "s8-asym-minmax/s8-sym-channel", "u8-asym-minmax/u8-asym-tensor")

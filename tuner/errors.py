@@ -10,6 +10,7 @@
     │   ├── WrongKind               a file of another kind than is wanted there: HTTP 415
     │   └── StorageError            a folder that cannot be written, a disk that is full
     ├── TrialError                  one trial broke; recorded in its row, the search goes on
+    │   └── TrainingError           training gave no usable weights
     └── JobCancelled                the user asked to stop; the state is kept
 
 A message names the thing, the value, the rule and the way out, in that order.
@@ -73,6 +74,13 @@ class TrialError(AccutuneError):
         super().__init__(message)
         self.step = step
         self.kind = kind
+
+
+class TrainingError(TrialError):
+    """Training gave no usable weights; the message says what to change."""
+
+    def __init__(self, message: str, *, step: str = "recover") -> None:
+        super().__init__(message, step=step, kind="TrainingError")
 
 
 class JobCancelled(AccutuneError):

@@ -70,6 +70,8 @@ class Work:
     tables: int
     """Models that are timed before the search."""
     trials: int
+    training: float = 0.0
+    """Seconds that one trial trains."""
     threads: int = 1
     parallel: int = 1
     cores: int = 1
@@ -107,7 +109,7 @@ def trial_seconds(work: Work) -> float:
     scoring = trial_rows(work) * work.row_seconds * COMPRESSED / _speed(min(work.threads, work.cores / workers))
     timing = TIMED * _timing_seconds(work, TRIAL_TIMING) if work.timed else 0.0
     asking = ASK_SECONDS + ASK_SECONDS_PER_LAYER * work.layers
-    return asking + (_build_seconds(work) + scoring) / workers + timing
+    return asking + (_build_seconds(work) + scoring + work.training) / workers + timing
 
 
 def trial_rows(work: Work) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from search_spaces.capability import RuntimeTarget, load_target
 from search_spaces.presets import load_preset
-from search_spaces.space import SearchSpace, resolve
+from search_spaces.space import QUANTIZE, SearchSpace, SpaceSpec, resolve
+from search_spaces.structure import RECOVER
+from tuner.calibration import Calibration
 from tuner.compress.fusion import prepare
+from tuner.compress.parts import parts_of
 from tuner.compress.pipeline import Compressor
-from tuner.compress.quantization import statistics as stored_statistics
-from tuner.compress.quantization.collect import block_rows, collect, exposing
-from tuner.compress.quantization.placement import candidates, observed_tensors
+from tuner.compress.quantization.collect import exposing
+from tuner.compress.quantization.placement import candidates
 from tuner.compress.quantization.qdq import stored_weights
 from tuner.compress.quantization.statistics import TensorStatistics
 from tuner.data.dataset import Dataset, InputInfo
@@ -34,7 +36,7 @@ from tuner.job import COSTS, Budget, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Progress, Scored, Split, batch_rows, measure, open_split, paired_drop, score, silent
 from tuner.measure.footprint import compressed_size
 from tuner.measure.judge import Allowance, allowance, is_cost, judge_cost, judge_drop, judge_early
-from tuner.measure.latency import Latency, alone, compare_latency, computing
+from tuner.measure.latency import Latency, alone, compare_latency
 from tuner.measure.machine import processor_features
 from tuner.measure.row_scores import keep_trial
 from tuner.measure.runtime import Session, float_weights
@@ -42,10 +44,16 @@ from tuner.model.graph import Model
 from tuner.model.layers import LayerInfo, layer_table, total_macs
 from tuner.plan import AppliedPlan, CompressionPlan
 from tuner.results import Assignment, Interval, Measurement, TrialResult, TrialState, Verdict
+from tuner.structures import Structures, Variant, Variants, recovery_rows
+
+if TYPE_CHECKING:
+    from tuner.compress.restructure import Restructurer
 
 EARLY_ALPHA = 0.05
 """Chance that ending a trial early gives another verdict than scoring all rows would, per direction."""
 TRIAL_RESAMPLES = 200
+LONGEST_TRAINING = 0.8
+"""Share of a trial's seconds after which its training ends."""
 
 
 class Evaluator:
@@ -71,18 +79,28 @@ class Evaluator:
         return load_target(self.job.target.runtime)
 
     @cached_property
+    def spec(self) -> SpaceSpec:
+        return load_preset(self.job.space) if isinstance(self.job.space, str) else self.job.space
+
+    @cached_property
     def space(self) -> SearchSpace:
         """The job's space for this model. JobError where nothing in the model can be compressed."""
-        spec = load_preset(self.job.space) if isinstance(self.job.space, str) else self.job.space
-        space = resolve(spec, candidates(self.prepared, self.target), self.target, self.target.processor(processor_features()))
+        spec, target = self.spec, self.target
+        parts, notes = parts_of(self.structures.base, spec) if spec.structural else ([], [])
+        space = resolve(spec, candidates(self.prepared, target), target, target.processor(processor_features()), parts)
         if not any(layer.options for layer in space.layers):
             kinds = ", ".join(self.target.layers)
-            raise JobError(
-                f"model {self.job.model} has no layer that the space '{space.name}' can compress; "
-                f"it needs at least one of {kinds} with a float weight",
-                field="space",
-            )
-        return space
+            why = f": {'; '.join(notes[:3])}" if notes else f"; it needs at least one of {kinds} with a float weight"
+            raise JobError(f"model {self.job.model} has no layer that the space '{space.name}' can compress{why}", field="space")
+        if RECOVER not in space.steps:
+            return space
+        rows = recovery_rows(self.job.budget, self.macs, len(self.roles.training or self.roles.calibration))
+        recover = {"rows": rows} | space.steps[RECOVER]
+        return space.model_copy(update={"steps": space.steps | {RECOVER: recover}})
+
+    @property
+    def quantizes(self) -> bool:
+        return any(layer.step == QUANTIZE for layer in self.space.layers)
 
     @cached_property
     def roles(self) -> Roles:
@@ -110,10 +128,14 @@ class Evaluator:
         return resolve_metric(name, self.roles.validation.has_labels)
 
     @cached_property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The inputs' shapes for one row of the data."""
+        return {name: array.shape for name, array in self.roles.validation.batch(np.arange(1)).items()}
+
+    @cached_property
     def layers(self) -> list[LayerInfo]:
         """The layer table for rows of the shape that the data has."""
-        row = self.roles.validation.batch(np.arange(1))
-        return layer_table(self.prepared, {name: array.shape for name, array in row.items()})
+        return layer_table(self.prepared, self.row_shapes)
 
     @cached_property
     def macs(self) -> int:
@@ -159,38 +181,41 @@ class Evaluator:
         return self.roles.calibration.digest()
 
     @cached_property
-    def statistics(self) -> dict[str, TensorStatistics]:
-        """Of every tensor that some plan could quantize; one pass over the calibration rows, then read from the cache."""
-        path = self.cache / "statistics.npz"
-        if path.is_file():
-            return stored_statistics.load(path)
+    def calibration(self) -> Calibration:
         symmetric = any("-sym-" in option.split("/")[0] for layer in self.space.layers for option in layer.options)
-        names = observed_tensors(self.prepared, self.target, symmetric)
-        session = Session(exposing(self.prepared, names), self.threads)
-        found = collect(self.prepared, names, self._calibration_batches(session), self._quietly(session))
-        stored_statistics.save(path, found)
-        return found
+        return Calibration(self.roles.calibration, self.target, symmetric, self.fixed_batch, self.threads, self.between)
 
-    def _calibration_batches(self, session: Session) -> Iterator[dict[str, NDArray[Any]]]:
-        """A model with a fixed batch sees whole batches only, so that no row counts twice; with less than one, rows repeat."""
-        rows, fixed = self.roles.calibration, self.fixed_batch
-        one = sum(array.nbytes for array in session.run(rows.batch(np.arange(fixed or 1) % len(rows)), None))
-        size = fixed or block_rows(one)
-        end = max(len(rows) // fixed, 1) * fixed if fixed else len(rows)
-        for first in range(0, end, size):
-            self.between()
-            yield rows.batch(np.arange(first, min(first + size, end)) % len(rows))
-
-    def _quietly(self, session: Session) -> Callable[[Mapping[str, NDArray[Any]], Sequence[str]], list[NDArray[Any]]]:
-        def run(feed: Mapping[str, NDArray[Any]], names: Sequence[str]) -> list[NDArray[Any]]:
-            with computing():
-                return session.run(feed, names)
-
-        return run
+    @cached_property
+    def statistics(self) -> dict[str, TensorStatistics]:
+        """Of every tensor of the original that some plan could quantize; one pass over the calibration rows, then read from the cache."""
+        return self.calibration.of(self.prepared, self.cache / "statistics.npz") if self.quantizes else {}
 
     @cached_property
     def compressor(self) -> Compressor:
         return Compressor(self.model, self.prepared, self.statistics, self.target, self.data_digest)
+
+    @cached_property
+    def structures(self) -> Structures:
+        return Structures(self.model, self.cache, self._restructurer)
+
+    def _restructurer(self, base: Model) -> Restructurer:
+        from tuner.compress.restructure import Material, Restructurer
+
+        roles, seconds = self.roles, LONGEST_TRAINING * self.job.budget.trial_seconds
+        training = roles.training or roles.calibration
+        material = Material(roles.calibration, training, self.fixed_batch, self.teacher, seconds, self.threads)
+        return Restructurer(base, material, self.cache / "training", self.between)
+
+    def teacher(self, tensors: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+        """The original as a teacher: feeds to its outputs and the named tensors."""
+        session = Session(exposing(self.model, tensors), self.threads) if tensors else self.baseline
+        names = [*dict.fromkeys((*self.baseline.output_names, *tensors))]
+        return lambda feed: dict(zip(names, session.run(feed, names), strict=True))
+
+    @cached_property
+    def variants(self) -> Variants:
+        original = Variant(self.compressor, self.macs, self.model.parameters)
+        return Variants(original, self.structures, self.calibration, self.row_shapes)
 
     def allowances(self, split: Split) -> list[tuple[Metric, Allowance]]:
         """What each constraint on a metric allows on this split, in the job's order; costs have none."""
@@ -198,12 +223,17 @@ class Evaluator:
         asked = [(known[constraint.metric], constraint) for constraint in self.constraints]
         return [(metric, allowance(c, metric.direction, split.base_value(metric))) for metric, c in asked]
 
-    def build(self, plan: CompressionPlan, timings: dict[str, float]) -> tuple[AppliedPlan, bytes]:
+    def build(self, plan: CompressionPlan, timings: dict[str, float], progress: Progress = silent) -> tuple[AppliedPlan, bytes]:
         """The applied plan with its digest, and the file's bytes."""
+        if plan.structure.steps:
+            with step("structure", timings):
+                self.variants.of(plan, progress)
+            timings |= self.variants.of(plan).timings
+        compressor = self.variants.of(plan).compressor
         with step("resolve", timings):
-            applied = self.compressor.resolve(plan)
+            applied = compressor.resolve(plan)
         with step("build", timings):
-            data = self.compressor.build(applied)
+            data = compressor.build(applied)
         return applied.model_copy(update={"result_sha256": hashlib.sha256(data).hexdigest()}), data
 
     def evaluate(
@@ -215,6 +245,7 @@ class Evaluator:
         aims: Mapping[str, float],
         measure_latency: bool,
         full: bool = False,
+        progress: Progress = silent,
     ) -> TrialResult:
         """Compress, load, score on validation, and where every constraint is met so far, time. The applied plan and the scores of
         rows are kept in the cache.
@@ -222,17 +253,20 @@ class Evaluator:
         aims: {metric: largest drop on the whole validation set that counts as met}. full: score every row. Whatever breaks is
         raised as TrialError with the step that broke; JobCancelled passes through."""
         timings: dict[str, float] = {}
-        applied, data = self.build(plan, timings)
+        applied, data = self.build(plan, timings, progress)
+        if applied.structure is not None:
+            self.structures.tensors(plan)
         write_text(plan_file(self.cache, number), applied.model_dump_json())
         with step("session", timings):
             session, notes = self.open(applied, data)
+            notes = [*self.variants.of(plan).notes, *notes]
         with step("accuracy", timings):
             tests = [] if full or not self.job.early_stopping else self._tests(aims)
             scored = score(self.validation, first_output(session), self.metrics, tests, self.between)
             verdicts = self._verdicts(self.validation, scored, tests)
         keep_trial(self.cache, number, self.leading, scored)
         measurements = {m.name: measure(m, scored, self.validation, timings["accuracy"], self.job.target.name) for m in self.metrics}
-        measurements |= self.costs(data)
+        measurements |= self.costs(data, self.variants.of(plan))
         met = all(verdict.decision == "met" or verdict.violation <= 0 for verdict in verdicts)
         latency = None
         if measure_latency and met:
@@ -271,9 +305,10 @@ class Evaluator:
                 precision=precision,
             )
 
-    def costs(self, data: bytes) -> dict[str, Measurement]:
-        """Size, MACs and parameters of a compressed model; its compressed size only where the job asks for it."""
-        found = {"size_bytes": float(len(data)), "macs": float(self.macs), "params": float(self.model.parameters)}
+    def costs(self, data: bytes, variant: Variant | None = None) -> dict[str, Measurement]:
+        """Size, MACs and parameters of a compressed model, left out the original; its compressed size only where the job asks for it."""
+        macs, params = (variant.macs, variant.params) if variant else (self.macs, self.model.parameters)
+        found = {"size_bytes": float(len(data)), "macs": float(macs), "params": float(params)}
         asked = {*self.job.objectives, *(c.metric for c in self.job.constraints)}
         if asked & {"compressed_size", "compressed_size_bytes"}:
             found["compressed_size_bytes"] = float(compressed_size(data))
@@ -312,9 +347,7 @@ class Evaluator:
             return found
         return self.judge(split, scored, None, resamples=TRIAL_RESAMPLES)
 
-    def judge(
-        self, split: Split, scored: Scored, confidence: float | None, *, resamples: int = 1000, exact: bool = False
-    ) -> list[Verdict]:
+    def judge(self, split: Split, scored: Scored, confidence: float | None, *, resamples: int = 1000, exact: bool = False) -> list[Verdict]:
         """Verdicts on a split that was scored whole. confidence: replaces the constraints' own, where they have one.
         exact: the candidate is the original, which differs from itself on no row of any data."""
         found = []
@@ -364,4 +397,3 @@ def step(name: str, timings: dict[str, float]) -> Iterator[None]:
         raise TrialError(str(error) or type(error).__name__, step=name, kind=type(error).__name__) from error
     finally:
         timings[name] = time.perf_counter() - start
-

@@ -75,7 +75,7 @@ def write_results(
     columns = list(SensitivityRow.model_fields)
     write_text(folder / "sensitivity.csv", csv_text([columns, *(list(row.model_dump().values()) for row in sensitivity)]))
     layers = [row.layer for row in sensitivity]
-    write_text(folder / "report.html", render_report(job, result, trials, sensitivity, layers))
+    write_text(folder / "report.html", render_report(job, result, trials, sensitivity, layers, applied.structure))
     # Last, because who finds it takes the job for finished.
     write_text(folder / "result.json", result.model_dump_json(indent=2))
 

@@ -36,3 +36,19 @@ def rows_file(cache: Path, number: int | None) -> Path:
 def layers_file(cache: Path) -> Path:
     """Where the profiles of the layers lie, once the survey has made them."""
     return cache / "layers.json"
+
+
+def structure_file(cache: Path, digest: str) -> Path:
+    """Where it lies what the structure with a digest took away from the model."""
+    return cache / "structures" / f"{digest}.json"
+
+
+def beside(path: Path) -> Path:
+    """Where the changed weights of a model or plan lie that are delivered with it: best.onnx and best.plan.json have
+    best.tensors.safetensors."""
+    return path.with_name(path.name.removesuffix(".json").removesuffix(".plan").removesuffix(".onnx") + ".tensors.safetensors")
+
+
+def tensors_file(cache: Path, digest: str) -> Path:
+    """Where the weights lie that the structure with a digest changed."""
+    return cache / "structures" / f"{digest}.safetensors"

@@ -25,6 +25,7 @@ from tuner.outlook import preview
 from tuner.plan import load_plan
 from tuner.preflight import check_names
 from tuner.preview import JobPreview
+from tuner.tensors import load_tensors
 from tuner.wire import DataFacts, ModelFacts
 from tuner.worker import talk
 
@@ -74,10 +75,10 @@ class Gate:
         with _telling_memory(), computing(), tempfile.TemporaryDirectory(dir=self._scratch) as cache, inside:
             return preview(Evaluator(single, Path(cache)), spec.budget)
 
-    def rebuild(self, plan: str, model: str, out: str) -> dict[str, str]:
-        """Write the model that an applied plan makes of the original to `out`."""
+    def rebuild(self, plan: str, model: str, out: str, tensors: str | None = None) -> dict[str, str]:
+        """Write the model that an applied plan makes of the original to `out`. tensors: the file with the weights that it changed."""
         with _telling_memory(), computing():
-            data = replay(Model.load(model), load_plan(Path(plan)))
+            data = replay(Model.load(model), load_plan(Path(plan)), None if tensors is None else load_tensors(Path(tensors)))
         target = Path(out)
         part = target.with_name(f"{target.name}.partial")
         try:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from search_spaces.structure import RECOVER
 from tuner.cost_table import timed_models
 from tuner.data.dataset import label_range
 from tuner.estimate import Work, job_seconds, preparation_seconds
@@ -13,7 +14,9 @@ from tuner.evaluator import Evaluator, scoring_threads
 from tuner.job import Budget
 from tuner.preflight import check_fit
 from tuner.preview import JobPreview, LabelRange, Overlap
-from tuner.survey import sensitivity_rows
+from tuner.structure_table import structure_models
+from tuner.structures import training_seconds
+from tuner.survey import sensitivity_rows, surveyed_models
 
 
 def preview(evaluator: Evaluator, budget: Budget) -> JobPreview:
@@ -51,9 +54,10 @@ def _work(evaluator: Evaluator, budget: Budget, row_seconds: float, check_second
         validation=len(roles.validation),
         holdout=len(roles.holdout),
         sensitivity=sensitivity_rows(evaluator),
-        layers=len(space.layers),
-        tables=timed_models(space.layers),
+        layers=surveyed_models(space) - 1,
+        tables=timed_models(space) + structure_models(space.layers),
         trials=min(budget.trials, space.size - 1),
+        training=training_seconds(space.steps.get(RECOVER, {}).get("rows", 0), evaluator.macs),
         threads=scoring_threads(budget),
         parallel=budget.parallel,
         cores=os.cpu_count() or 1,

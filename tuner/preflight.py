@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from search_spaces.capability import known_targets
 from search_spaces.presets import preset_names
+from search_spaces.recovery import LABELS
 from tuner.data.dataset import check_labels
 from tuner.data.metrics import METRICS, Metric, check_classes, check_pairs, degenerate
 from tuner.errors import DataError, JobError, UnknownName
@@ -24,6 +25,7 @@ from tuner.measure.machine import processor_features
 from tuner.measure.row_scores import keep_baseline
 from tuner.measure.statistics import samples_needed
 from tuner.results import Baseline, Preflight
+from tuner.structure_checks import check_structure
 
 REPEAT_ROWS = 64
 
@@ -34,6 +36,8 @@ def check_names(job: JobSpec) -> None:
         raise UnknownName("runtime", job.target.runtime, known_targets(), field="target.runtime")
     if isinstance(job.space, str) and job.space not in preset_names():
         raise UnknownName("space", job.space, preset_names(), field="space")
+    if not isinstance(job.space, str):
+        check_structure(job.space)
     for name in job.metrics:
         if name != "auto" and name not in METRICS:
             raise UnknownName("metric", name, [*METRICS], field="metrics")
@@ -57,7 +61,12 @@ def check_names(job: JobSpec) -> None:
 def check_job(evaluator: Evaluator) -> list[str]:
     """Every check that needs the model and the data but not the original's scores; what `check_fit` has to tell."""
     _check_unchanged(evaluator)
-    return [*check_fit(evaluator).notes]
+    notes = check_fit(evaluator).notes
+    if evaluator.spec.structural:
+        from tuner.compress.restructure import check_operators  # Brings in what trains, which most jobs do without.
+
+        check_operators(evaluator.structures.base)
+    return [*notes]
 
 
 def baseline(evaluator: Evaluator, notes: Sequence[str] = (), progress: Callable[[int, int], None] = silent) -> Preflight:
@@ -99,6 +108,7 @@ def check_fit(evaluator: Evaluator) -> Fit:
     """Every check that needs the model and the data, but not the original's outputs for more than a few rows. Raises the InputError
     that says what is wrong."""
     evaluator.space  # noqa: B018 (refuses a model without layers to compress, before the data are read)
+    _check_taught(evaluator)
     notes = [*evaluator.roles.notes]
     processor = evaluator.target.processor(processor_features())
     notes += [f"processor: {processor.warning}"] if processor.warning else []
@@ -184,6 +194,20 @@ def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
     """The processor's time and not the clock's, so that other work on the machine does not count."""
     started = time.thread_time()
     return run(), time.thread_time() - started
+
+
+def _check_taught(evaluator: Evaluator) -> None:
+    """Rows that are trained on must have labels where the training is to learn from them."""
+    spec, roles = evaluator.spec, evaluator.roles
+    if not spec.structural or spec.recovery is None or LABELS not in spec.recovery.active:
+        return
+    role, rows = ("training", roles.training) if roles.training else ("calibration", roles.calibration)
+    if not rows.has_labels:
+        raise JobError(
+            f"space.recovery.losses names labels, and the {role} rows have none; add an array with labels to data.{role}, "
+            "or leave labels out and learn from the original's outputs (logits)",
+            field="space.recovery.losses",
+        )
 
 
 def _check_metric(evaluator: Evaluator, metric: Metric, outputs: np.ndarray, labels: np.ndarray | None) -> None:

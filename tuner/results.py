@@ -144,7 +144,7 @@ class Outcome(Baseline):
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...] = ()
     layers: dict[str, str] = Field(default_factory=dict)
-    """The scheme of every layer that was compressed."""
+    """{parameter of the space: what was done}, of everything that was not left alone."""
     file: str = ""
 
 
@@ -186,9 +186,15 @@ class Findings(Frozen):
     latency_ms: dict[str, dict[str, float]]
     """{layer: {option: milliseconds}} on the target, `float` among the options."""
     size_bytes: dict[str, dict[str, float]]
-    """{layer: {option: bytes in the file}}."""
+    """{layer: {option: bytes in the file}}; what is taken away counts below zero, here and in what follows."""
     fixed_ms: float
     fixed_bytes: float
+    packed_bytes: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """The same for a packed file, of parameters that only make zeros."""
+    macs_saved: dict[str, dict[str, float]] = Field(default_factory=dict)
+    params_saved: dict[str, dict[str, float]] = Field(default_factory=dict)
+    dominated: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """{parameter: options that the search leaves out, because a milder one is as fast}."""
     links: tuple[tuple[str, str, float], ...] = ()
     """(layer, layer, milliseconds) of the conversion between two layers of which one is in float."""
     discordance: float = 0.0

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.schemes import FLOAT, Frozen
+from search_spaces.schemes import Frozen
+from search_spaces.structure import rest_of
 from tuner.plan import AppliedPlan
 from tuner.results import BaselineRows, RowScores
 
@@ -81,7 +82,7 @@ def compare_trials(baseline: BaselineRows, trials: Mapping[int, RowScores], plan
         trials=tuple(trials),
         classes=() if classes is None else _by_class(classes, base, own),
         flips=tuple(_flips(number, sign, base, scores, rows) for number, scores in zip(trials, own, strict=True)),
-        plans=_choices([{name: layer.scheme for name, layer in plan.layers.items()} for plan in plans]),
+        plans=_choices([plan.choices for plan in plans]),
     )
 
 
@@ -113,5 +114,5 @@ def _by_class(classes: NDArray[np.int64], base: Floats, own: Sequence[Floats]) -
 def _choices(plans: Sequence[Mapping[str, str]]) -> tuple[PlanChoices, ...]:
     """The layers on which the plans differ; of a single plan all that it compresses. Layers stand as in the plan with the most."""
     layers = dict.fromkeys(layer for plan in sorted(plans, key=len, reverse=True) for layer in plan)
-    found = [PlanChoices(layer=layer, choices=tuple(plan.get(layer, FLOAT) for plan in plans)) for layer in layers]
+    found = [PlanChoices(layer=layer, choices=tuple(plan.get(layer, rest_of(layer)) for plan in plans)) for layer in layers]
     return tuple(row for row in found if len(plans) == 1 or len(set(row.choices)) > 1)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.schemes import QuantScheme
-from search_spaces.space import SearchSpace
+from search_spaces.space import QUANTIZE, SearchSpace
+from search_spaces.structure import SPARSIFY
 from tuner.errors import AccutuneError, JobCancelled, StorageError, TrialError
 from tuner.executor import Executor
 from tuner.export import TrialTable
 from tuner.job import JobSpec
-from tuner.plan import QUANTIZE, CompressionPlan, make_plan
+from tuner.plan import plan_of
 from tuner.preflight import check_names
 from tuner.progress import Event, Observer, Phase
 from tuner.results import Assignment, Certificate, Findings, Preflight, TrialFailure, TrialResult, TrialState
@@ -30,6 +31,8 @@ from tuner.store import JobState, TrialStore
 PREPARE_SECONDS = 24 * 3600.0
 MAX_REPEATS = 200
 """Questions in a row whose answer was known already before the space counts as exhausted."""
+TRAINING_TOLD_SECONDS = 10.0
+"""How often a trial that trains says how far it is."""
 NEAR = 1.05
 """A feasible trial is timed if its predicted latency is within this factor of the best feasible one's."""
 
@@ -88,7 +91,7 @@ class Study:
 
     def certify(self, problem: Problem, trial: TrialResult, attempt: int, path: Path) -> Certificate:
         """The certificate of one finalist, made from the file that is written to `path`."""
-        plan = make_plan(problem.space.decode(trial.assignment), self.job.seed).model_dump(mode="json")
+        plan = plan_of(problem.space, trial.assignment, self.job.seed).model_dump(mode="json")
         arguments = {"number": trial.number, "plan": plan, "attempt": attempt, "path": str(path)}
         return Certificate.model_validate(self._call("certify", arguments))
 
@@ -96,7 +99,7 @@ class Study:
         self, problem: Problem, number: int, assignment: Assignment, aims: dict[str, float], timed: bool, full: bool = False
     ) -> TrialResult:
         """One trial, whatever becomes of it: what breaks is a failed row. JobCancelled passes through."""
-        plan = make_plan(problem.space.decode(assignment), self.job.seed)
+        plan = plan_of(problem.space, assignment, self.job.seed)
         arguments = {
             "number": number,
             "plan": plan.model_dump(mode="json"),
@@ -107,7 +110,8 @@ class Study:
         }
         started = self.clock()
         try:
-            return TrialResult.model_validate(self.executor.call("evaluate", arguments, timeout=self.job.budget.trial_seconds))
+            timeout, told = self.job.budget.trial_seconds, _Told(self, number)
+            return TrialResult.model_validate(self.executor.call("evaluate", arguments, timeout=timeout, progress=told))
         except (JobCancelled, StorageError):
             raise
         except AccutuneError as error:
@@ -141,6 +145,19 @@ class Study:
 
     def _call(self, name: str, arguments: dict[str, Any], progress: Callable[[int, int], None] = lambda _done, _total: None) -> Any:
         return self.executor.call(name, arguments, timeout=PREPARE_SECONDS, progress=progress)
+
+
+class _Told:
+    """Tells how far the training of a trial is, every few seconds."""
+
+    def __init__(self, study: Study, number: int) -> None:
+        self.study, self.number, self.last = study, number, study.clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.study.clock() - self.last < TRAINING_TOLD_SECONDS:
+            return
+        self.last = self.study.clock()
+        self.study.tell("search", f"trial {self.number} has trained on {done:,} of {total:,} rows")
 
 
 @dataclass(frozen=True)
@@ -227,7 +244,7 @@ class _Loop:
             assignment = self.study.strategy(self.problem, asked, attempt)
             if assignment is None:
                 break
-            plan: CompressionPlan = make_plan(self.problem.space.decode(assignment), self.study.job.seed)
+            plan = plan_of(self.problem.space, assignment, self.study.job.seed)
             if plan.digest() not in self.digests and not plan.identity:
                 number = max((trial.number for trial in asked), default=-1) + 1
                 return TrialResult(
@@ -290,8 +307,16 @@ class _Loop:
 
 
 def kernels_of(space: SearchSpace, assignment: Assignment) -> frozenset[tuple[str, str]]:
-    """(layer, kind of scheme) of every compressed layer: what decides which kernels run."""
-    return frozenset((layer, QuantScheme.parse(str(choice[QUANTIZE])).kind) for layer, choice in space.decode(assignment).items())
+    """(layer, kind of scheme or choice) of every compressed layer: what decides which kernels run, and on how much. Zeros are multiplied
+    like other numbers."""
+    found = set()
+    for layer, choices in space.decode(assignment).items():
+        for step, choice in choices.items():
+            if step == QUANTIZE:
+                found.add((layer, QuantScheme.parse(str(choice)).kind))
+            elif step != SPARSIFY:
+                found.add((layer, str(choice)))
+    return frozenset(found)
 
 
 def best_so_far(history: list[TrialResult], problem: Problem) -> TrialResult | None:

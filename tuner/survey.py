@@ -11,8 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme, WeightScheme
-from search_spaces.space import LayerChoices
+from search_spaces.schemes import FLOAT, WHOLE, ActivationScheme, QuantScheme, WeightScheme
+from search_spaces.space import QUANTIZE, LayerChoices, SearchSpace
+from search_spaces.structure import EVERY_LAYER, SPARSIFY
 from tuner.compress.quantization.affine import dequantize, quantize, weight_scale
 from tuner.compress.quantization.placement import OPERATOR_PREFIX
 from tuner.compress.quantization.qdq import weight_axis
@@ -24,16 +25,15 @@ from tuner.files import write_text
 from tuner.measure.accuracy import run_rows
 from tuner.measure.divergence import divergence
 from tuner.measure.runtime import Session
-from tuner.plan import QUANTIZE, CompressionPlan, Step, WeightQuant
+from tuner.plan import CompressionPlan, Step, WeightQuant
 from tuner.results import Findings, SensitivityRow
+from tuner.structure_harm import LEAST_HARM, MOST_HARM, expected, harm_row, harms, measured_options, packed_bytes, structural_layers
+from tuner.structure_table import StructureTable, dominated, structure_table
 
 MACS_BUDGET = 4e11
 """Multiply-accumulates that the sensitivity analysis may spend in all (about 20 s on one core). Its rows follow from this and not
 from the clock, so that the same job always sees the same figures."""
 LEAST_ROWS, MOST_ROWS = 16, 128
-LEAST_HARM, MOST_HARM = 1e-12, 100.0
-"""Unrelated outputs diverge by about 2. A layer whose outputs are not even finite counts as MOST_HARM, so that sums stay finite."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -43,13 +43,18 @@ def survey(evaluator: Evaluator, progress: Progress = lambda _done, _total: None
     if path.is_file():
         return Findings.model_validate_json(path.read_text())
     latency = latency_table(evaluator)
+    saved = structure_table(evaluator)
     rows, damage, discordance = _Sensitivity(evaluator, progress).run(latency.options)
     sizes, fixed_bytes = _sizes(evaluator)
     found = Findings(
         sensitivity=tuple(rows),
         damage=damage,
-        latency_ms=latency.options,
-        size_bytes=sizes,
+        latency_ms=latency.options | _against_whole(saved, "ms"),
+        size_bytes=sizes | _against_whole(saved, "params", 4),
+        packed_bytes=_packed(evaluator),
+        macs_saved=_against_whole(saved, "macs"),
+        params_saved=_against_whole(saved, "params"),
+        dominated=dominated(saved) if _free_widths(evaluator) else {},
         fixed_ms=latency.fixed_ms,
         fixed_bytes=fixed_bytes,
         links=latency.links,
@@ -63,13 +68,19 @@ def survey(evaluator: Evaluator, progress: Progress = lambda _done, _total: None
 
 def sensitivity_rows(evaluator: Evaluator) -> int:
     """On how many calibration rows each layer's harm is measured."""
-    work = max(1, evaluator.macs * (len(evaluator.space.layers) + 2))
+    work = max(1, evaluator.macs * (surveyed_models(evaluator.space) + 1))
     return min(len(evaluator.roles.calibration), int(np.clip(MACS_BUDGET // work, LEAST_ROWS, MOST_ROWS)))
 
 
+def surveyed_models(space: SearchSpace) -> int:
+    """How many models are run to see each layer's harm."""
+    structural = structural_layers(space.layers)
+    return sum(len(measured_options(layer)) for layer in structural) + len(space.layers) - len(structural) + 1
+
+
 def reference_schemes(evaluator: Evaluator) -> dict[str, str]:
-    """Each layer's reference: its first option per channel with the plain range, the usual first try."""
-    return {layer.name: _reference(layer) for layer in evaluator.space.layers}
+    """Each quantizable layer's reference: its first option per channel with the plain range, the usual first try."""
+    return {layer.name: _reference(layer) for layer in evaluator.space.layers if layer.step == QUANTIZE}
 
 
 def _reference(layer: LayerChoices) -> str:
@@ -82,6 +93,7 @@ class _Sensitivity:
         self.evaluator, self.progress = evaluator, progress
         self.rows = np.arange(sensitivity_rows(evaluator))
         self.noise = _Noise(evaluator)
+        self.done = 0
 
     def run(self, latency: dict[str, dict[str, float]]) -> tuple[list[SensitivityRow], dict[str, dict[str, float]], float]:
         evaluator, space = self.evaluator, self.evaluator.space
@@ -89,9 +101,11 @@ class _Sensitivity:
         outputs = self._outputs(evaluator.baseline)
         layers = {layer.name: layer for layer in evaluator.layers}
         everything = self._changed(references)
-        rows, damage = [], {}
-        for index, layer in enumerate(space.layers):
-            self.progress(index, len(space.layers))
+        rows, damage = self._structural(outputs)
+        for layer in space.layers:
+            if layer.step != QUANTIZE:
+                continue
+            self._told()
             scheme = references[layer.name]
             if layer.name.startswith(OPERATOR_PREFIX):
                 without = self._changed({name: s for name, s in references.items() if name != layer.name})
@@ -115,10 +129,25 @@ class _Sensitivity:
             )
         return rows, damage, self._discordance(outputs, everything)
 
+    def _structural(self, outputs: NDArray[np.float32]) -> tuple[list[SensitivityRow], dict[str, dict[str, float]]]:
+        rows, damage = [], {}
+        layers = {layer.name: layer for layer in self.evaluator.layers}
+        for parameter, harm in harms(self.evaluator, outputs, self._outputs_of, self._told):
+            info = layers.get(parameter.target)
+            costs = {"params": info.params, "macs": info.macs} if info else {}
+            rows.append(harm_row(parameter, harm, **costs))
+            damage[parameter.name] = expected(self.evaluator, harm)
+        return rows, damage
+
+    def _told(self) -> None:
+        self.done += 1
+        self.progress(self.done, surveyed_models(self.evaluator.space))
+
     def _changed(self, schemes: dict[str, str]) -> NDArray[np.float32]:
-        plan = CompressionPlan(steps=(Step(name=QUANTIZE, layers=dict(schemes)),))
-        data = self.evaluator.build(plan, {})[1]
-        return self._outputs(Session(data, self.evaluator.threads))
+        return self._outputs_of(CompressionPlan(steps=(Step(name=QUANTIZE, layers=dict(schemes)),) if schemes else ()))
+
+    def _outputs_of(self, plan: CompressionPlan) -> NDArray[np.float32]:
+        return self._outputs(Session(self.evaluator.build(plan, {})[1], self.evaluator.threads))
 
     def _outputs(self, session: Session) -> NDArray[np.float32]:
         self.evaluator.between()
@@ -199,11 +228,34 @@ class _Noise:
         return self._weights[key]
 
 
+def _against_whole(table: StructureTable, what: str, unit: float = 1) -> dict[str, dict[str, float]]:
+    """{parameter: {option: cost against leaving it alone}}, below zero where it saves."""
+    return {
+        name: {WHOLE: 0.0} | {option: -unit * float(getattr(saved, what)) for option, saved in options.items()}
+        for name, options in table.saved.items()
+    }
+
+
+def _packed(evaluator: Evaluator) -> dict[str, dict[str, float]]:
+    weights = {info.name: int(np.prod(info.weight_shape)) for info in evaluator.layers}
+    zeros = [layer for layer in evaluator.space.layers if layer.step == SPARSIFY]
+    every = sum(weights.values())
+    return {layer.name: packed_bytes(layer, every if layer.target == EVERY_LAYER else weights[layer.target]) for layer in zeros}
+
+
+def _free_widths(evaluator: Evaluator) -> bool:
+    """Whether the clock says which widths are worth trying: where speed is asked for, and no alignment was."""
+    channels = evaluator.spec.channels
+    return evaluator.job.objectives[0] == "latency" and (channels is None or channels.align is None)
+
+
 def _sizes(evaluator: Evaluator) -> tuple[dict[str, dict[str, float]], float]:
     """({layer: {option: bytes of its weight in the file}}, bytes of all the rest)."""
     infos = {info.name: info for info in evaluator.layers}
     found: dict[str, dict[str, float]] = {}
     for layer in evaluator.space.layers:
+        if layer.step != QUANTIZE:
+            continue
         info = infos.get(layer.name)
         found[layer.name] = {option: _weight_bytes(evaluator, info.name, option) if info else 0.0 for option in layer.options}
     return found, float(evaluator.prepared.size_bytes - sum(options.get(FLOAT, 0.0) for options in found.values()))

@@ -57,7 +57,9 @@ class Calls:
     def evaluate(
         self, number: int, plan: CompressionPlan, assignment: Assignment, aims: dict[str, float], measure_latency: bool, full: bool = False
     ) -> Frozen:
-        return self.evaluator.evaluate(number, plan, assignment, aims=aims, measure_latency=measure_latency, full=full)
+        return self.evaluator.evaluate(
+            number, plan, assignment, aims=aims, measure_latency=measure_latency, full=full, progress=self._progress
+        )
 
     def certify(self, number: int, plan: CompressionPlan, attempt: int, path: str) -> Frozen:
         return certify(self.evaluator, number, plan, attempt, Path(path))
@@ -114,6 +116,8 @@ def talk(start: Callable[[dict[str, Any], Callable[[int, int], None]], Any]) -> 
 
 def main() -> None:
     """Entry point of `python -m tuner.worker`."""
+    # Threads that wait must sleep: on a machine with other work, threads that spin made training forty times slower. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     def start(settings: dict[str, Any], progress: Callable[[int, int], None]) -> Calls:
         limit_files(settings["file_gb"])

@@ -13,13 +13,12 @@ from pydantic import TypeAdapter
 
 from search_spaces.capability import RuntimeTarget, known_targets, load_target
 from search_spaces.presets import load_preset, preset_names
-from search_spaces.schemes import FLOAT, Frozen, QuantScheme
+from search_spaces.schemes import Frozen
 from search_spaces.space import SpaceSpec
 from server.api.answers import json_of, matches, ready
 from server.api.guards import Viewer
-from tuner.compress.pipeline import KNOWN_STEPS
+from server.api.passes import PassView, passes
 from tuner.data.metrics import METRICS, top
-from tuner.plan import QUANTIZE
 from tuner.results import Direction
 from tuner.search.base import STRATEGIES
 from tuner.search.catalogue import load_strategies
@@ -46,15 +45,6 @@ class MetricView(Frozen):
     lowest: float | None
     highest: float | None
     """What one row (or the split, for others) can score; null where there is no bound."""
-
-
-class PassView(Frozen):
-    """One step of a compression plan."""
-
-    name: str
-    summary: str
-    choice: dict[str, Any]
-    """JSON schema of what a plan chooses for each layer."""
 
 
 @router.get("/spaces", responses=json_of(list[SpaceSpec], "The presets; a job may also write a space out."))
@@ -100,24 +90,8 @@ def metrics() -> list[MetricView]:
     return [_metric(name) for name in METRICS]
 
 
-def passes() -> list[PassView]:
-    return [PassView(name=name, **_PASSES[name]) for name in KNOWN_STEPS]
-
-
 def capabilities() -> list[RuntimeTarget]:
     return [load_target(runtime) for runtime in known_targets()]
-
-
-_PASSES: dict[str, dict[str, Any]] = {
-    QUANTIZE: {
-        "summary": "Store weights and compute activations as integers, layer by layer as chosen.",
-        "choice": {
-            "type": "string",
-            "description": f"'{FLOAT}' leaves the layer alone; before the slash the activation, after it the weight.",
-            "examples": [FLOAT, *(QuantScheme.parse(name).name for name in ("u8-asym-minmax/s8-sym-channel", "u8-asym-mse"))],
-        },
-    }
-}
 
 
 def _metric(name: str) -> MetricView:

@@ -81,6 +81,17 @@ def trial_plan(request: Request, job_id: JobId, number: TrialNumber, services: S
     return send(request, services.artifacts, _plan(services, job_id, number), f"{job_id}-trial-{number}.plan.json")
 
 
+@router.head("/trials/{number:number}/tensors", include_in_schema=False)
+@router.get("/trials/{number:number}/tensors", response_class=Response, responses=download("Arrays, as safetensors.", ONNX))
+def trial_tensors(request: Request, job_id: JobId, number: TrialNumber, services: ServicesDep, _: Viewer) -> Response:
+    """The weights that a trial's plan changed, which `tuner apply` reads beside the plan. A plan that only quantizes has none."""
+    _plan(services, job_id, number)
+    file = _tensors(services, job_id, number)
+    if file is None:
+        raise NotFound(f"the plan of trial {number} of job '{job_id}' changes no weights, so that `tuner apply` needs nothing beside it")
+    return send(request, services.artifacts, file, f"{job_id}-trial-{number}.tensors.safetensors")
+
+
 @router.get("/trials/{number:number}/model", response_class=Response, responses=download("The model, as ONNX.", ONNX))
 async def trial_model(request: Request, job_id: JobId, number: TrialNumber, services: ServicesDep, _: Viewer) -> Response:
     """The model of a trial. It is made again from the trial's plan the first time that it is asked for."""
@@ -111,6 +122,14 @@ def _plan(services: Services, job_id: str, number: int) -> ArtifactView:
         raise Conflict(f"trial {number} of job '{job_id}' is {trial.state} and has left no plan{why}. {hint}") from None
 
 
+def _tensors(services: Services, job_id: str, number: int) -> ArtifactView | None:
+    """The weights that a trial's plan changed; None where it changed none."""
+    try:
+        return services.jobs.artifact(job_id, f"trials/{number}.tensors.safetensors")
+    except NotFound:
+        return None
+
+
 def _model(services: Services, job_id: str, number: int) -> ArtifactView:
     """The model of a trial, made from its plan where that was not done before."""
     plan = _plan(services, job_id, number)
@@ -122,7 +141,9 @@ def _model(services: Services, job_id: str, number: int) -> ArtifactView:
     model = services.files.model(services.jobs.view(job_id).spec.model)
     with tempfile.TemporaryDirectory(prefix="accutune-rebuild-") as folder:
         made = Path(folder) / "model.onnx"
-        services.gate.rebuild(services.artifacts.local(plan.sha256), services.artifacts.local(model.sha256), made)
+        tensors = _tensors(services, job_id, number)
+        plan_at, model_at = services.artifacts.local(plan.sha256), services.artifacts.local(model.sha256)
+        services.gate.rebuild(plan_at, model_at, made, None if tensors is None else services.artifacts.local(tensors.sha256))
         stored = services.artifacts.put(made)
     now = services.database.now()
     view = ArtifactView(name=name, size_bytes=stored.size_bytes, sha256=stored.sha256, media_type=ONNX, created=now)

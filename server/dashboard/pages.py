@@ -40,6 +40,8 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+LEFT = {"plan": "json", "rows": "json", "tensors": "safetensors"}
+"""What a trial may leave, and the ending of its name."""
 STATIC_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding", "X-Content-Type-Options": "nosniff"}
 STATUSES: dict[type[AccutuneError], int] = {Forbidden: 403, NotFound: 404, TooMany: 429, StorageError: 503}
 
@@ -97,14 +99,14 @@ def compare_page(
     asked = list(dict.fromkeys(trial or []))[:MOST_TRIALS]
     for number in asked:
         services.trials.text(job_id, number)
-    scored = [number for number in asked if _left(services, job_id, number, "rows")]
+    scored = [number for number in asked if _left(services, job_id, number, "rows.json")]
     return page(request, "compare.html", caller, job=services.jobs.view(job_id), trials=asked, scored=scored)
 
 
 @router.get("/jobs/{job_id:id}/trials/{number:number}")
 def trial_page(request: Request, job_id: JobId, number: TrialNumber, services: ServicesDep, caller: Viewer) -> Response:
     services.trials.text(job_id, number)
-    left = {what: _left(services, job_id, number, what) for what in ("plan", "rows")}
+    left = {what: _left(services, job_id, number, f"{what}.{kind}") for what, kind in LEFT.items()}
     following = _found(services.trials.text, job_id, number + 1)
     return page(request, "trial.html", caller, job=services.jobs.view(job_id), number=number, left=left, following=following)
 
@@ -152,9 +154,9 @@ def _templates() -> Environment:
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _left(services: Services, job_id: str, number: int, what: str) -> bool:
+def _left(services: Services, job_id: str, number: int, file: str) -> bool:
     """Has a trial left this? The pages do not ask the REST interface for what is not there."""
-    return _found(services.jobs.artifact, job_id, f"trials/{number}.{what}.json")
+    return _found(services.jobs.artifact, job_id, f"trials/{number}.{file}")
 
 
 def _found(look: Callable[..., object], *place: object) -> bool:

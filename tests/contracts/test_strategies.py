@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
 
-from search_spaces.schemes import FLOAT
+from search_spaces.schemes import FLOAT, WHOLE
 from search_spaces.space import LayerChoices, SearchSpace
 from tuner.results import Assignment, Decision, TrialFailure, TrialResult, TrialState, Verdict
+from tuner.search import amc
 from tuner.search.base import STRATEGIES, LinearCost, Problem, Strategy
 from tuner.search.catalogue import load_strategies
 
 load_strategies()
 
 OPTIONS = (FLOAT, "u8-asym-minmax/s8-sym-tensor", "u8-asym-mse/s8-sym-tensor", "u8-asym-mse/s8-sym-channel")
+WIDTHS = (WHOLE, "keep-12", "keep-8", "keep-4")
 THRESHOLD = 0.5
+BUILT_IN = {"amc", "annealing", "auto", "autocompress", "grid", "netadapt", "nsga2", "random", "sensitivity", "tpe"}
 
 
 def fake_problem(layers: int = 6, options: int = 4, objectives: int = 1, seed: int = 0) -> Problem:
@@ -30,6 +34,23 @@ def fake_problem(layers: int = 6, options: int = 4, objectives: int = 1, seed: i
         return (linear(assignment), float(sum(choice == FLOAT for choice in assignment.values())))[:objectives]
 
     return Problem(space, ("latency", "size")[:objectives], seed, damage, predict, linear)
+
+
+def joint_problem(layers: int = 2, seed: int = 0) -> Problem:
+    """Layers that may lose channels and be quantized. Widths count from 0: what they save is a negative cost."""
+    choices, damage, costs = [], {}, {}
+    for i in range(layers):
+        name, group, size = f"l{i}", f"channels:l{i}", i + 2.0
+        choices.append(LayerChoices(name=group, op="Conv", input="", options=WIDTHS, step="channels", layer=name))
+        costs[group] = {width: -0.3 * size * n for n, width in enumerate(WIDTHS)}
+        damage[group] = {width: 0.02 * n * n * (layers - i) for n, width in enumerate(WIDTHS)}
+    for i in range(layers):
+        name, size = f"l{i}", i + 2.0
+        choices.append(LayerChoices(name=name, op="Conv", input=f"t{i}", options=OPTIONS))
+        costs[name] = {o: size * (0.8 if o == FLOAT else 0.3) for o in OPTIONS}
+        damage[name] = dict(zip(OPTIONS, (0.0, 0.2 / (i + 1), 0.12 / (i + 1), 0.1 / (i + 1)), strict=True))
+    linear = LinearCost(1.0, costs)
+    return Problem(SearchSpace(name="joint", layers=tuple(choices)), ("latency",), seed, damage, lambda a: (linear(a),), linear)
 
 
 def judged(problem: Problem, number: int, assignment: Assignment, threshold: float = THRESHOLD) -> TrialResult:
@@ -74,7 +95,8 @@ def with_every_state(problem: Problem, trials: int) -> list[TrialResult]:
 
 
 @pytest.fixture(params=list(STRATEGIES))
-def strategy(request: pytest.FixtureRequest) -> Strategy:
+def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Strategy:
+    monkeypatch.setattr(amc, "UPDATES", 20)  # How well its agent learns is tested with the agent.
     return STRATEGIES[request.param]
 
 
@@ -86,7 +108,7 @@ def histories(problem: Problem) -> list[Sequence[TrialResult]]:
 
 
 def test_the_built_in_ones_are_here() -> None:
-    assert {"auto", "grid", "nsga2", "random", "tpe"} <= set(STRATEGIES)
+    assert set(STRATEGIES) >= BUILT_IN
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
@@ -98,6 +120,16 @@ def test_it_asks_only_for_what_the_space_accepts(strategy: Strategy, layers: int
             asked = strategy(problem, history, attempt)
             assert asked is None or len(problem.space.decode(asked)) <= layers
     assert strategy(problem, (), 0) is not None
+
+
+def test_it_asks_only_for_what_a_space_of_channels_and_numbers_accepts(strategy: Strategy) -> None:
+    problem = joint_problem()
+    for history in histories(problem):
+        for attempt in (0, 1, 2):
+            asked = strategy(problem, history, attempt)
+            assert asked is not None
+            assert set(asked) == set(problem.space.by_name)
+            problem.space.decode(asked)
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
@@ -158,3 +190,44 @@ def test_two_objectives_give_more_than_one_trade_off(strategy: Strategy) -> None
     problem = fake_problem(layers=3, objectives=2)
     history = search(strategy, problem, trials=20)
     assert len({problem.values(trial) for trial in history if trial.feasible}) > 1
+
+
+def test_a_search_that_is_cut_off_goes_on_with_the_same_questions(strategy: Strategy) -> None:
+    problem = joint_problem()
+    history: list[TrialResult] = []
+    asked: list[Assignment | None] = []
+    for attempt in range(16):
+        asked.append(strategy(problem, history, attempt))
+        assert asked[-1] is not None
+        history.append(judged(problem, attempt, asked[-1], 0.25).model_copy(update={"attempt": attempt}))
+    for cut in (1, 9, 15):
+        # Everything that was kept in memory is gone, and the trials come back in another order.
+        assert strategy(joint_problem(), history[:cut][::-1], cut) == asked[cut]
+
+
+def test_it_comes_near_the_best_plan_that_there_is(strategy: Strategy) -> None:
+    problem = joint_problem()
+    plans = [dict(zip(problem.space.by_name, options, strict=True)) for options in product(WIDTHS, WIDTHS, OPTIONS, OPTIONS)]
+    best = min(problem.linear(plan) for plan in plans if problem.total_damage(plan) <= 0.25)
+    listing = strategy is STRATEGIES["grid"]  # it begins with the layers that save least
+    found = min(problem.linear(t.assignment) for t in search(strategy, problem, 256 if listing else 40, 0.25) if t.feasible)
+    original = problem.linear({})
+    assert (original - found) / (original - best) > (0.999 if listing or strategy is STRATEGIES["auto"] else 0.75)
+
+
+def test_broken_trials_and_two_at_once_do_not_stop_it(strategy: Strategy) -> None:
+    """Every fourth trial breaks, and a trial is still running when the next is asked for."""
+    problem = joint_problem()
+    history: list[TrialResult] = []
+    seen: set[str] = set()
+    for attempt in range(150):
+        running = [other(t, TrialState.RUNNING) if t is history[-1] else t for t in history]
+        asked = strategy(problem, running, attempt)
+        if asked is None or len(history) == 24:
+            break
+        if str(problem.space.decode(asked)) not in seen:
+            seen.add(str(problem.space.decode(asked)))
+            trial = judged(problem, len(history), asked, 0.25)
+            history.append(other(trial, TrialState.FAILED) if len(history) % 4 == 3 else trial)
+    assert len(history) == 24
+    assert any(trial.feasible and problem.linear(trial.assignment) < problem.linear({}) for trial in history)

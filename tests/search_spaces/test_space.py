@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -95,6 +95,7 @@ def test_a_weight_that_does_not_go_with_the_shared_activation_gives_way() -> Non
     assert "side" not in narrow.decode({"conv": first, "side": second})
 
 
+@settings(deadline=None)
 @given(st.data())
 @pytest.mark.parametrize(("preset", "processor"), [("int8", "x86"), ("int8-fast", "arm"), ("int8-full", "x86")])
 def test_decoding_is_canonical_and_encoding_inverts_it(preset: str, processor: str, data: st.DataObject) -> None:

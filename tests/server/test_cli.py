@@ -6,10 +6,8 @@ import csv
 import fcntl
 import hashlib
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,48 +17,13 @@ from onnx import helper
 from search_spaces.presets import preset_names
 from server.cli import app, main
 from server.store import SqlTrialStore, sqlite_url
+from tests.command_line import Call, Done, WriteJob, refused
 from tests.tiny_jobs import dense, dense_data, net, save_data, tiny_job
 from tuner import __version__
 from tuner.plan import AppliedPlan, CompressionPlan, Step, TensorQuant
 from tuner.results import SensitivityRow
 
 COMMANDS = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Done]
-WriteJob = Callable[..., Path]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """`tuner` with these arguments, in this process."""
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tuner", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        assert isinstance(ended.value.code, int)
-        return Done(ended.value.code, said.out, said.err)
-
-    return run
-
-
-def refused(done: Done) -> str:
-    """The one line that says why."""
-    assert done.status == 2
-    assert done.out == ""
-    lines = done.err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
 
 
 @pytest.fixture
@@ -174,7 +137,10 @@ def _sha256(path: Path) -> str:
     [
         ({"model_sha256": "0" * 64}, "the plan was made for the model with SHA-256 000000000000…, got one with"),
         ({"result_sha256": "0" * 64}, "the plan promises 000000000000…; was it edited?"),
-        ({"plan": {"steps": [{"name": "prune"}]}}, "the plan has the step 'prune', which this version does not know; known: quantize"),
+        (
+            {"plan": {"steps": [{"name": "prune"}]}},
+            "the plan has the step 'prune', which this version does not know; known: channels, factorize",
+        ),
         ({"surprise": 1}, "is no best.plan.json: surprise: Extra inputs are not permitted"),
         ({"tensor": {"dtype": "u9"}}, "u9"),
         ({"tensor": {"zero_point": 99999}}, "99999"),
@@ -199,7 +165,7 @@ def test_apply_refuses_a_text_that_is_no_plan(call: Call, model: Path, tmp_path:
 def test_apply_writes_the_model_that_the_plan_says(call: Call, model: Path, tmp_path: Path) -> None:
     plan, out = tmp_path / "best.plan.json", tmp_path / "out.onnx"
     plan.write_text(plan_text(model))
-    assert call("apply", plan, model, "-o", out) == Done(0, f"{out}: {out.stat().st_size:,} bytes, 1 layers compressed\n", "")
+    assert call("apply", plan, model, "-o", out) == Done(0, f"{out}: {out.stat().st_size:,} bytes, 1 choice applied\n", "")
     assert {t.data_type for t in onnx.load(out).graph.initializer} >= {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT}
     assert "cannot be read" in refused(call("apply", tmp_path / "gone.json", model, "-o", out))
     assert "writing" in refused(call("apply", plan, model, "-o", tmp_path / "nowhere" / "out.onnx"))

@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import SecretStr
+from safetensors import numpy as safetensors
 from store_samples import Ticking, artifact
 from tiny_jobs import dense, dense_data, tiny_job
 
+from search_spaces.recovery import RecoverySpec
+from search_spaces.space import SpaceSpec
+from search_spaces.structure import ChannelSpec
 from server.artifacts import Artifacts
 from server.inputs import file_ids, resolve
 from server.runner import LATER, Errand, Narrator, capped, failure, main, only_one, report, serve
@@ -28,7 +32,7 @@ from server.store.trial_lists import TrialReader
 from tuner.compress.pipeline import replay
 from tuner.errors import JobError, StorageError
 from tuner.gate import Gate
-from tuner.job import Budget, JobSpec
+from tuner.job import Budget, Constraint, JobSpec
 from tuner.layer_profiles import PROFILES
 from tuner.model.graph import Model
 from tuner.plan import AppliedPlan
@@ -122,6 +126,30 @@ def test_every_trial_can_be_made_again_from_its_plan(finished: Place) -> None:
         plan = AppliedPlan.model_validate_json(finished.bytes_of(f"trials/{summary.number}.plan.json"))
         data = replay(model, plan)
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (plan.result_sha256, summary.values["size_bytes"])
+
+
+def test_the_weights_of_a_trained_structure_are_published_and_make_every_model_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = SpaceSpec(quantize=False, channels=ChannelSpec(shares=(0.5,), criterion="l1"), recovery=RecoverySpec(rows=128))
+    limit = Constraint(metric="top1", max_drop=0.9)
+    place = Place(tmp_path, space=space, objectives=("macs",), constraints=(limit,), budget=Budget(trials=3, seconds=120, threads=1))
+    place.run()
+    names = {item.name for item in place.jobs.artifacts("j1")}
+    original, structured = Model.load(tmp_path / "sent" / "model.onnx"), 0
+    for summary in TrialReader(place.database).rows("j1"):
+        plan = AppliedPlan.model_validate_json(place.bytes_of(f"trials/{summary.number}.plan.json"))
+        file = f"trials/{summary.number}.tensors.safetensors"
+        assert (file in names) == (plan.structure is not None)
+        weights = safetensors.load(place.bytes_of(file)) if file in names else None
+        assert hashlib.sha256(replay(original, plan, weights)).hexdigest() == plan.result_sha256
+        structured += plan.structure is not None
+    assert structured > 0
+    best = AppliedPlan.model_validate_json(place.bytes_of("best.plan.json"))
+    assert best.structure is not None
+    assert replay(original, best, safetensors.load(place.bytes_of("best.tensors.safetensors"))) == place.bytes_of("best.onnx")
+    place.database.close()
 
 
 def test_the_scores_of_rows_are_those_of_the_trials(finished: Place) -> None:

@@ -13,6 +13,7 @@ from tuner.errors import (
     ModelError,
     PlanError,
     StorageError,
+    TrainingError,
     TrialError,
     UnknownName,
     WrongKind,
@@ -32,6 +33,8 @@ def test_what_breaks_a_trial_or_ends_a_job_is_no_input_error() -> None:
     error = TrialError("text", step="build", kind="OSError")
     assert (str(error), error.step, error.kind) == ("text", "build", "OSError")
     assert not isinstance(error, InputError) and not issubclass(JobCancelled, InputError)
+    training = TrainingError("text")
+    assert isinstance(training, TrialError) and (training.step, training.kind) == ("recover", "TrainingError")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from onnx import helper
 from tiny_jobs import CLASSES, FEATURES, dense, dense_data, net, tiny_job
 
 from search_spaces.space import SpaceSpec
+from tuner import calibration, preflight
 from tuner import evaluator as evaluator_module
-from tuner import preflight
 from tuner.errors import JobCancelled, StorageError, TrialError
 from tuner.evaluator import Evaluator
 from tuner.job import Budget, Constraint
@@ -105,7 +105,7 @@ def test_calibration_runs_once_per_cache(folder: Path, evaluator: Evaluator, mon
     def never(*_: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr(evaluator_module, "collect", never)
+    monkeypatch.setattr(calibration, "collect", never)
     again = Evaluator(evaluator.job, folder / "cache").statistics
     assert list(again) == list(first)
     assert all((again[name].low, again[name].high, again[name].count) == (s.low, s.high, s.count) for name, s in first.items())

@@ -17,7 +17,8 @@ LEAST: dict[str, Any] = {
 }
 JOB_KEYS = "budget, constraints, data, early_stopping, metrics, model, name, objectives, seed, space, stop, strategy, target, version"
 SPACE_KEYS = (
-    "accelerated_only, activation_symmetric, activations, calibrations, granularities, name, operators, summary, weight_symmetric, weights"
+    "accelerated_only, activation_symmetric, activations, calibrations, channels, granularities, keep, name, operators, quantize, rank, "
+    "recovery, sparsity, summary, weight_symmetric, weights"
 )
 
 

@@ -128,7 +128,9 @@ def test_failed_trials_are_rows_and_the_search_goes_on(tmp_path: Path) -> None:
     assert rows[1]["error"] == "session: WorkerDied: out of memory"
 
 
-@pytest.mark.parametrize("strategy", ["auto", "random", "grid", "tpe", "nsga2"])
+@pytest.mark.parametrize(
+    "strategy", ["amc", "annealing", "auto", "autocompress", "grid", "netadapt", "nsga2", "random", "sensitivity", "tpe"]
+)
 @pytest.mark.parametrize("killed_at", [1, 7])
 def test_a_resumed_search_asks_what_an_uninterrupted_one_would(tmp_path: Path, strategy: str, killed_at: int) -> None:
     job = make_job(strategy=strategy, budget=Budget(trials=16, seconds=1000), seed=3)

@@ -24,12 +24,22 @@ def prepare(model: Model) -> Model:
 
     Deterministic: the same model gives the same bytes, which is what lets a plan be replayed on the original file.
     ModelError where an older model cannot be raised."""
+    return _cleaned(model, fold=True)
+
+
+def unfold(model: Model) -> Model:
+    """The same, but BatchNormalization stays apart, so that it can be trained and cut."""
+    return _cleaned(model, fold=False)
+
+
+def _cleaned(model: Model, fold: bool) -> Model:
     proto = model.copy()
     _fix_initializers(proto)
     if model.opset < LEAST_OPSET:
         proto = _raise_opset(proto, model.opset)
     _lift_constants(proto.graph)
-    _fold_batch_norms(proto.graph)
+    if fold:
+        _fold_batch_norms(proto.graph)
     _drop_unread(proto.graph)
     del proto.graph.value_info[:]
     return seal(proto)

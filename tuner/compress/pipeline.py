@@ -1,7 +1,8 @@
 """Compression: a plan and the calibration statistics in, a graph out.
 
 Two halves. `resolve` turns a decision into numbers (it needs statistics), `build` turns the numbers into a graph (it needs
-none). A trial does both; replaying a plan does only the second."""
+none). A trial does both; replaying a plan does only the second. What channels, ranks and zeros a plan asks for was made before
+(restructure.py): a compressor starts from the model that came out."""
 
 from __future__ import annotations
 
@@ -12,35 +13,46 @@ import onnx
 
 from search_spaces.capability import RuntimeTarget
 from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme
-from tuner.compress.fusion import prepare
+from search_spaces.space import QUANTIZE
+from tuner.compress.fusion import prepare, unfold
 from tuner.compress.quantization.affine import choose_scale
 from tuner.compress.quantization.placement import OPERATOR_PREFIX, Placement, QuantizedTensor, place
 from tuner.compress.quantization.qdq import WeightCache, weight_axis, write_quantized
 from tuner.compress.quantization.ranges import estimate_range
 from tuner.compress.quantization.statistics import TensorStatistics
+from tuner.compress.structure import Arrays, restored
 from tuner.errors import PlanError
 from tuner.model.graph import Model, serialize
 from tuner.model.layers import weight_of
-from tuner.plan import QUANTIZE, AppliedPlan, CompressionPlan, LayerQuant, TensorQuant, WeightQuant
+from tuner.plan import STRUCTURE, AppliedPlan, CompressionPlan, LayerQuant, Structure, TensorQuant, WeightQuant
 
-KNOWN_STEPS = (QUANTIZE,)
+KNOWN_STEPS = (*STRUCTURE, QUANTIZE)
 
 
 class Compressor:
     """Applies plans to one model. Ranges and quantized weights are computed once and kept."""
 
     def __init__(
-        self, original: Model, prepared: Model, statistics: Mapping[str, TensorStatistics], target: RuntimeTarget, data_sha256: str = ""
+        self,
+        original: Model,
+        prepared: Model,
+        statistics: Mapping[str, TensorStatistics],
+        target: RuntimeTarget,
+        data_sha256: str = "",
+        structure: Structure | None = None,
     ) -> None:
+        """prepared: the model that is quantized. structure: how it came from the original, if anything was taken away from that; the
+        statistics are of the prepared model."""
         self.original, self.prepared, self.statistics, self.target = original, prepared, statistics, target
-        self.data_sha256 = data_sha256
+        self.data_sha256, self.structure = data_sha256, structure
         self._weights = WeightCache()
         self._ranges: dict[tuple[str, ActivationScheme], tuple[float, float]] = {}
 
     def resolve(self, plan: CompressionPlan) -> AppliedPlan:
         """Every number that applying `plan` needs. PlanError names a step or layer that is not known."""
         check_steps(plan)
-        choices = {name: _scheme(name, str(value)) for name, value in plan.layers(QUANTIZE).items() if value != FLOAT}
+        asked = {name: _scheme(name, str(value)) for name, value in plan.layers(QUANTIZE).items() if value != FLOAT}
+        choices = {node: scheme for name, scheme in asked.items() for node in _nodes(self.prepared, name)}
         placement = place(self.prepared, choices, self.target)
         for name, scheme in choices.items():
             self._check_choice(name, scheme, placement)
@@ -50,6 +62,7 @@ class Compressor:
             data_sha256=self.data_sha256,
             tensors={name: self._tensor(tensor) for name, tensor in placement.tensors.items()},
             layers={name: self._layer(name, scheme) for name, scheme in placement.nodes.items()},
+            structure=self.structure,
         )
 
     def _check_choice(self, name: str, scheme: QuantScheme, placement: Placement) -> None:
@@ -92,16 +105,19 @@ class Compressor:
         return LayerQuant(scheme=scheme.name, weight=quant)
 
 
-def replay(original: Model, applied: AppliedPlan) -> bytes:
-    """The file that `applied` made, again, from the original model alone. PlanError if it is not that model or the bytes differ."""
+def replay(original: Model, applied: AppliedPlan, tensors: Arrays | None = None) -> bytes:
+    """The file that `applied` made, again, from the original model and the weights that the plan changed, which only a plan with a
+    structure has. PlanError if it is not that model or the bytes differ."""
     if original.sha256 != applied.model_sha256:
         raise PlanError(
             f"the plan was made for the model with SHA-256 {applied.model_sha256[:12]}…, got one with {original.sha256[:12]}…; "
             "give the original file"
         )
     check_steps(applied.plan)
-    prepared = prepare(original)
+    if applied.structure is not None and tensors is None:
+        raise PlanError("the plan changed weights, which lie in a file beside it; give its .tensors.safetensors too")
     try:
+        prepared = prepare(original if applied.structure is None else restored(unfold(original), applied.structure, tensors or {}))
         data = _build(original, prepared, applied, WeightCache())
     except PlanError:
         raise
@@ -122,6 +138,12 @@ def _scheme(name: str, value: str) -> QuantScheme:
         raise PlanError(f"the plan's choice for '{name}' cannot be read: {error}") from error
 
 
+def _nodes(model: Model, name: str) -> list[str]:
+    """The nodes that a choice for a layer is about: itself, or the factors that it was split into."""
+    factors = [] if name in model.nodes else [f"{name}.{index}" for index in range(3)]
+    return [factor for factor in factors if factor in model.nodes] or [name]
+
+
 def check_steps(plan: CompressionPlan) -> None:
     """PlanError if a step is not known."""
     for step in plan.steps:
@@ -132,5 +154,5 @@ def check_steps(plan: CompressionPlan) -> None:
 def _build(original: Model, prepared: Model, applied: AppliedPlan, weights: WeightCache) -> bytes:
     if applied.plan.identity:
         return original.data
-    proto: onnx.ModelProto = write_quantized(prepared, applied, weights)
+    proto: onnx.ModelProto = write_quantized(prepared, applied, weights) if applied.layers else prepared.proto
     return serialize(proto)

@@ -30,6 +30,25 @@ def kernel_times(model: bytes, feed: Feed, threads: int, whole: float) -> dict[s
         return without_overhead(session.kernel_ms(), whole)
 
 
+def paired_kernel_times(baseline: bytes, model: bytes, feed: Feed, threads: int, whole: float) -> tuple[dict[str, float], dict[str, float]]:
+    """The kernel times of two models that run in turn, on the scale on which the baseline's add up to `whole`.
+
+    Of each kernel counts the lower quartile over runs, which other programs disturb least: two models can be told apart on a machine
+    that is busy."""
+    runs = int(np.clip(SECONDS * 1000 / max(whole, 1e-3), LEAST_RUNS, MOST_RUNS))
+    with scratch() as folder:
+        sessions = [Session(data, threads, profile=Path(folder, f"profile-{index}")) for index, data in enumerate((baseline, model))]
+        with alone():
+            for _ in range(runs):
+                for session in sessions:
+                    session.run(feed)
+        first, second = (session.kernel_ms() for session in sessions)
+    scaled = without_overhead(first, whole)
+    surplus = max(sum(first.values()) - whole, 0.0) / max(len(first), 1)
+    scale = whole / max(sum(max(ms - surplus, LEAST_SHARE * ms) for ms in first.values()), 1e-9)
+    return scaled, {name: max(ms - surplus, LEAST_SHARE * ms) * scale for name, ms in second.items()}
+
+
 def without_overhead(profiled: Mapping[str, float], whole: float) -> dict[str, float]:
     """The times with an equal part of what they sum to above `whole` taken off each, then scaled to sum to it exactly."""
     surplus = max(sum(profiled.values()) - whole, 0.0) / max(len(profiled), 1)

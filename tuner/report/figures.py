@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from search_spaces.schemes import FLOAT
+from search_spaces.structure import rest_of
 from tuner.job import COST_METRICS, COSTS, JobSpec
 from tuner.report.charts import Axis, Bar, Cell, Point, bars, chip, finite, plain, scatter, steps, strip, swatch
-from tuner.report.wording import COST_NAMES, DropWords, axis_unit, number, quantity
+from tuner.report.wording import COST_NAMES, DropWords, axis_unit, choice_words, number, quantity
 from tuner.results import JobResult, SensitivityRow, TrialResult, TrialState, Verdict
 
 WIDE, NARROW = 880.0, 340.0
@@ -74,7 +74,8 @@ class Cost:
         """The original's latency less what the compressed layers were measured to save one by one."""
         if not self.saved or self.original is None:
             return None
-        return self.original * (1 - sum(self.saved.get(layer, 0.0) for layer, choice in trial.assignment.items() if choice != FLOAT))
+        compressed = (layer for layer, choice in trial.assignment.items() if choice != rest_of(layer))
+        return self.original * (1 - sum(self.saved.get(layer, 0.0) for layer in compressed))
 
     def known(self, trial: TrialResult) -> float | None:
         measured = self.measured(trial)
@@ -183,13 +184,13 @@ def layer_rows(
 ) -> list[LayerRow]:
     """Every layer in graph order. Schemes get letters and fills by how often they occur."""
     chosen = _chosen(result, trials, space_layers)
-    order = [scheme for scheme, _ in Counter(s for s in chosen.values() if s != FLOAT).most_common()]
+    order = [scheme for scheme, _ in Counter(s for name, s in chosen.items() if s != rest_of(name)).most_common()]
     known = {row.layer: row for row in sensitivity}
     rows = []
     for position, (name, scheme) in enumerate(chosen.items(), start=1):
         row, rank = known.get(name), order.index(scheme) if scheme in order else None
         op = row.op if row else ""
-        rows.append(LayerRow(position, name, op, "·" if rank is None else _letter(rank), rank, scheme, row))
+        rows.append(LayerRow(position, name, op, "·" if rank is None else _letter(rank), rank, choice_words(name, scheme), row))
     return rows
 
 
@@ -204,7 +205,12 @@ def layer_strip(rows: Sequence[LayerRow]) -> Figure:
 def sensitivity_bars(rows: Sequence[SensitivityRow]) -> Figure:
     """The layers that change the output most, worst first."""
     worst = sorted(rows, key=lambda row: -row.divergence)[:LAYERS_DRAWN]
-    drawn = [Bar(r.layer, r.divergence, number(r.divergence, 2), f"{r.layer} ({r.op}, {r.scheme}): {number(r.divergence)}") for r in worst]
+    drawn = [
+        Bar(
+            r.layer, r.divergence, number(r.divergence, 2), f"{r.layer} ({r.op}, {choice_words(r.layer, r.scheme)}): {number(r.divergence)}"
+        )
+        for r in worst
+    ]
     label = f"Sensitivity of {len(drawn)} layers, worst first" + (f"; the worst is {worst[0].layer}" if worst else "")
     return Figure(_both(lambda width: bars(drawn, label=label, axis="change of the output relative to its variance", width=width)))
 
@@ -271,8 +277,8 @@ def _trade_off_remarks(judged: Judged, above: int, missing: int, hollow: bool) -
 def _chosen(result: JobResult, trials: Sequence[TrialResult], space_layers: Sequence[str]) -> dict[str, str]:
     """{layer: scheme in the best plan}. An operator type stands for many nodes, so its choice is the assignment's."""
     best = next((t.assignment for t in trials if t.number == result.best.trial), {})
-    asked = {name: str(best.get(name, FLOAT)) for name in space_layers if name.startswith("op:")}
-    return {name: result.best.layers.get(name, asked.get(name, FLOAT)) for name in space_layers}
+    asked = {name: str(best.get(name, rest_of(name))) for name in space_layers if name.startswith("op:")}
+    return {name: result.best.layers.get(name, asked.get(name, rest_of(name))) for name in space_layers}
 
 
 def _letter(rank: int) -> str:

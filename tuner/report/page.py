@@ -9,14 +9,17 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from search_spaces.schemes import FLOAT
+from search_spaces.structure import rest_of
 from tuner.job import COST_METRICS, JobSpec
+from tuner.plan import Structure
 from tuner.report.figures import Cost, Judged, history, kind_of, layer_rows, layer_strip, sensitivity_bars, trade_off
+from tuner.report.structure import removals
 from tuner.report.wording import (
     COST_NAMES,
     NBSP,
     UNKNOWN,
     DropWords,
+    choice_words,
     duration,
     is_share,
     number,
@@ -39,9 +42,15 @@ OUTCOMES = {"feasible": "met", "infeasible": "missed"}
 
 
 def render_report(
-    job: JobSpec, result: JobResult, trials: Sequence[TrialResult], sensitivity: Sequence[SensitivityRow], space_layers: Sequence[str]
+    job: JobSpec,
+    result: JobResult,
+    trials: Sequence[TrialResult],
+    sensitivity: Sequence[SensitivityRow],
+    space_layers: Sequence[str],
+    structure: Structure | None = None,
 ) -> str:
-    """The report as one HTML document. space_layers: every layer of the space, in graph order."""
+    """The report as one HTML document. space_layers: every parameter of the space, in graph order. structure: what the best plan took
+    away."""
     cost, judged = Cost.of(job, result, sensitivity), Judged(job, trials)
     layers = layer_rows(result, trials, sensitivity, space_layers)
     sums = {name: value for name, value in result.environment.items() if "sha256" in name}
@@ -55,6 +64,7 @@ def render_report(
         trade_off=trade_off(result, trials, cost, judged),
         history=history(trials, cost),
         layers=layers,
+        removals=removals(structure),
         strip=layer_strip(layers),
         sensitivity=sensitivity_bars(sensitivity),
         sensitivity_rows=sorted(sensitivity, key=lambda row: -row.divergence),
@@ -64,11 +74,13 @@ def render_report(
         cost_name=cost.name,
         digests=sums,
         environment={name: value for name, value in result.environment.items() if name not in sums},
+        structured=structure is not None,
         apply=f"tuner apply best.plan.json {shlex.quote(job.model)} -o best.onnx",
         duration=duration,
         percent=percent,
         number=number,
         quantity=quantity,
+        words=choice_words,
         unknown=UNKNOWN,
     )
 
@@ -166,7 +178,7 @@ def _trial_row(trial: TrialResult, cost: Cost, judged: Judged) -> dict[str, str]
         "bounds": f"{short(verdict.lower)} to {short(verdict.upper)}" if verdict else UNKNOWN,
         "cost": ("~" if measured is None and known is not None else "") + quantity(cost.key, known),
         "speedup": f"{trial.speedup.value:.2f}× ({trial.speedup.lower:.2f} to {trial.speedup.upper:.2f})" if trial.speedup else UNKNOWN,
-        "layers": f"{sum(choice != FLOAT for choice in trial.assignment.values()):,} of {len(trial.assignment):,}",
+        "layers": f"{sum(choice != rest_of(name) for name, choice in trial.assignment.items()):,} of {len(trial.assignment):,}",
         "seconds": duration(sum(trial.timings.values())) if trial.timings else UNKNOWN,
         "digest": trial.plan_digest[:8],
     }

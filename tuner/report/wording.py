@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from search_spaces.schemes import WHOLE, ChannelScheme, RankScheme, SparsityScheme
+from search_spaces.structure import CHANNELS, FACTORIZE, SPARSIFY
 from tuner.job import COST_METRICS, Constraint
 from tuner.results import Interval, Verdict
 
@@ -79,6 +81,22 @@ def axis_unit(metric: str, largest: float) -> tuple[float, str]:
     if metric in ("macs", "params"):
         return _axis_step(largest, 1000, ("", "thousand", "million", "billion"))
     return 1.0, "ms" if metric == "latency_ms" else ""
+
+
+def choice_words(parameter: str, choice: str) -> str:
+    """A plan's choice for a parameter of the space. Quantization is spelled as in the plan, everything else in words."""
+    step = parameter.partition(":")[0]
+    if choice == WHOLE or step not in (CHANNELS, FACTORIZE, SPARSIFY):
+        return choice
+    if step == CHANNELS:
+        channels = ChannelScheme.parse(choice)
+        return f"{channels.keep:,} kept" if channels.cut is None else f"{percent(channels.cut, 0)} of all channels gone"
+    if step == FACTORIZE:
+        split = RankScheme.parse(choice)
+        return f"{split.method}, {percent(split.ratio, 0)} fewer MACs"
+    zeros = SparsityScheme.parse(choice)
+    where = {":": f", {zeros.pattern} stay", "x": f" in blocks of {zeros.pattern.replace('x', ' × ')}"}
+    return f"{percent(zeros.ratio, 0)} zeros{next((words for mark, words in where.items() if mark in zeros.pattern), '')}"
 
 
 def speedup_words(speedup: Interval) -> str:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from search_spaces.schemes import FLOAT
 from tuner.results import Assignment
 from tuner.search.base import Problem, float_assignment
 
@@ -35,7 +34,7 @@ _STDOUT = threading.Lock()
 
 @dataclass(frozen=True)
 class Option:
-    """One way to quantize one layer. `cost` counts from the layer in float."""
+    """One way to compress one layer. `cost` counts from the layer left alone: less than 0 where it saves."""
 
     layer: str
     name: str
@@ -55,7 +54,7 @@ class Link:
 def allocate(problem: Problem, max_damage: float) -> Assignment | None:
     """The assignment of least linear cost whose predicted damages sum to at most `max_damage`; of equal ones, the least damaging.
 
-    None where not even leaving every layer in float is allowed, that is for a negative or undefined level."""
+    None where not even leaving every layer alone is allowed, that is for a negative or undefined level."""
     if not max_damage >= 0:
         return None
     return _solve(problem, _options(problem), _links(problem), max_damage)
@@ -65,7 +64,7 @@ def front(problem: Problem, levels: int) -> list[Assignment]:
     """The best assignments for `levels` damage levels, from the cheapest (most damage) to the safest.
 
     The levels are spaced geometrically, from the damage of the unconstrained optimum down to the least positive damage of any option.
-    Assignments that come up twice, that another one beats in both cost and damage, or that gain nothing over float are left out."""
+    Assignments that come up twice, that another one beats in both cost and damage, or that gain nothing over the original are left out."""
     options, links = _options(problem), _links(problem)
     found = [_solve(problem, options, links, math.inf)]
     top = problem.total_damage(found[0])
@@ -93,8 +92,8 @@ def _options(problem: Problem) -> list[Option]:
     kept: list[Option] = []
     for layer in problem.space.layers:
         costs, harm = problem.linear.options.get(layer.name, {}), problem.damage.get(layer.name, {})
-        own = costs.get(FLOAT, 0.0)
-        options = [Option(layer.name, name, costs.get(name, own) - own, harm.get(name, 0.0)) for name in layer.options if name != FLOAT]
+        own = costs.get(layer.rest, 0.0)
+        options = [Option(layer.name, name, costs.get(name, own) - own, harm.get(name, 0.0)) for name in layer.options[1:]]
         least = math.inf
         for option in sorted(options, key=lambda o: (o.cost, o.damage)):
             if math.isfinite(option.cost) and option.damage < least:
@@ -114,7 +113,7 @@ def _links(problem: Problem) -> list[Link]:
 
 
 def _solve(problem: Problem, options: Sequence[Option], links: Sequence[Link], max_damage: float) -> Assignment:
-    """max_damage >= 0, so that the assignment in float is always a solution."""
+    """max_damage >= 0, so that leaving every layer alone is always a solution."""
     options = [option for option in options if option.damage <= max_damage * (1 + _ROUNDING)]
     chosen = float_assignment(problem.space)
     if not options:

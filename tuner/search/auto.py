@@ -49,6 +49,8 @@ def _bisect(problem: Problem, plans: Sequence[Assignment], history: Sequence[Tri
     outcomes = _outcomes(problem, plans, history)
     if not plans:
         return None
+    if 0 not in outcomes and _more_harmful(problem, plans[0], history):
+        outcomes[0] = False
     if 0 not in outcomes:
         return 0
     last = len(plans) - 1
@@ -62,6 +64,12 @@ def _bisect(problem: Problem, plans: Sequence[Assignment], history: Sequence[Tri
     if good is None or good - bad <= 1:
         return None
     return (good + bad) // 2
+
+
+def _more_harmful(problem: Problem, plan: Assignment, history: Sequence[TrialResult]) -> bool:
+    """Is a plan predicted to do more harm than one that missed the target? Then it need not be tried: a trial that trains is dear."""
+    missed = [problem.total_damage(trial.assignment) for trial in history if trial.finished and trial.verdicts and not trial.feasible]
+    return bool(missed) and problem.total_damage(plan) >= min(missed)
 
 
 def _outcomes(problem: Problem, plans: Sequence[Assignment], history: Sequence[TrialResult]) -> dict[int, bool]:
@@ -92,8 +100,8 @@ def _boundary(problem: Problem, history: Sequence[TrialResult]) -> float:
 
 
 def _shake(table: dict[str, dict[str, float]], spread: float, source: random.Random) -> dict[str, dict[str, float]]:
-    """The table with every positive figure multiplied by a log-normal draw."""
+    """The table with every figure multiplied by a log-normal draw; what is nothing stays nothing, what saves still saves."""
     return {
-        layer: {option: value * math.exp(source.gauss(0, spread)) if value > 0 else value for option, value in options.items()}
+        layer: {option: value * math.exp(source.gauss(0, spread)) if value else value for option, value in options.items()}
         for layer, options in table.items()
     }

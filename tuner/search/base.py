@@ -15,6 +15,9 @@ from tuner.job import COSTS
 from tuner.registry import Registry
 from tuner.results import Assignment, TrialResult
 
+LEAST_SHARE = 1e-3
+"""Of what the original costs: savings of layers are predicted one by one and may add up to more than there is."""
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -26,7 +29,7 @@ class Problem:
     objectives: tuple[str, ...]
     seed: int
     damage: dict[str, dict[str, float]]
-    """{layer: {option: predicted harm to the output}}; FLOAT does none; harms add up."""
+    """{layer: {option: predicted harm to the output}}; leaving a layer alone does none; harms add up."""
     predict: Callable[[Assignment], tuple[float, ...]]
     """Assignment -> predicted value of each objective, smaller is better."""
     linear: LinearCost
@@ -44,13 +47,13 @@ class Problem:
 
     def predicted_gain(self, assignment: Assignment) -> float | None:
         """How many times less than the original an assignment costs by the first objective; None where that is a metric."""
-        cost = self.predict(assignment)[0]
-        if self.objectives[0] not in COSTS or cost <= 0:
+        original = self.predict(float_assignment(self.space))[0]
+        if self.objectives[0] not in COSTS or original <= 0:
             return None
-        return self.predict(float_assignment(self.space))[0] / cost
+        return original / max(self.predict(assignment)[0], LEAST_SHARE * original)
 
     def total_damage(self, assignment: Assignment) -> float:
-        """Predicted harm of an assignment; layers left out are in float."""
+        """Predicted harm of an assignment; layers left out are left alone."""
         return sum(self.damage.get(layer, {}).get(str(choice), 0.0) for layer, choice in assignment.items())
 
     def random(self, attempt: int) -> random.Random:
@@ -60,16 +63,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class LinearCost:
-    """cost = fixed + Σ option costs + Σ over links of `cost` where exactly one end is in float."""
+    """cost = fixed + Σ option costs + Σ over links of `cost` where exactly one end is in float.
+
+    Costs may be negative, as savings are where a layer that is left alone counts as 0."""
 
     fixed: float
     options: dict[str, dict[str, float]]
-    """{layer: {option: cost}}, FLOAT among them."""
+    """{layer: {option: cost}}, the option that leaves the layer alone first."""
     links: tuple[tuple[str, str, float], ...] = ()
     """(layer, layer, cost) of the conversion between two layers of which one is in float."""
 
     def __call__(self, assignment: Assignment) -> float:
-        chosen = {layer: str(assignment.get(layer, FLOAT)) for layer in self.options}
+        chosen = {layer: str(assignment.get(layer, next(iter(options)))) for layer, options in self.options.items()}
         own = sum(self.options[layer][choice] for layer, choice in chosen.items())
         crossings = sum(cost for a, b, cost in self.links if (chosen.get(a, FLOAT) == FLOAT) != (chosen.get(b, FLOAT) == FLOAT))
         return self.fixed + own + crossings
@@ -86,4 +91,4 @@ STRATEGIES: Registry[Strategy] = Registry("strategy")
 
 def float_assignment(space: SearchSpace) -> Assignment:
     """Every layer left alone."""
-    return dict.fromkeys((layer.name for layer in space.layers), FLOAT)
+    return {layer.name: layer.rest for layer in space.layers}

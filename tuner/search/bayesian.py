@@ -14,7 +14,6 @@ from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from search_spaces.schemes import FLOAT
 from search_spaces.space import SearchSpace
 from tuner.results import Assignment, TrialResult, TrialState
 from tuner.search.base import STRATEGIES, Problem, float_assignment
@@ -41,12 +40,11 @@ def nsga2(problem: Problem, history: Sequence[TrialResult], attempt: int) -> Ass
 
 
 def least_damage(problem: Problem) -> Assignment:
-    """Every layer quantized by the option that is predicted to do the least harm."""
+    """Every layer compressed by the option that is predicted to do the least harm."""
     chosen: Assignment = {}
     for layer in problem.space.layers:
         harm = problem.damage.get(layer.name, {})
-        others = [option for option in layer.options if option != FLOAT]
-        chosen[layer.name] = min(others, key=lambda option: harm.get(option, 0.0), default=FLOAT)
+        chosen[layer.name] = min(layer.options[1:], key=lambda option: harm.get(option, 0.0), default=layer.rest)
     return chosen
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-BUILT_IN = ("tuner.search.auto", "tuner.search.bayesian", "tuner.search.exhaustive")
+BUILT_IN = tuple(
+    f"tuner.search.{name}" for name in ("amc", "annealing", "auto", "autocompress", "bayesian", "exhaustive", "netadapt", "sensitivity")
+)
 
 
 def load_strategies() -> None:

@@ -6,6 +6,7 @@ import html
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,7 +17,8 @@ from optuna import Study, create_study
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, create_trial
 
-from search_spaces.schemes import FLOAT
+from search_spaces.schemes import FLOAT, WHOLE
+from search_spaces.structure import rest_of
 from tuner.errors import AccutuneError
 from tuner.results import TrialResult
 
@@ -32,6 +34,9 @@ Direction = Literal["minimize", "maximize"]
 Choices = Mapping[str, BaseDistribution]
 
 _NAME = "accutune-figures"
+_QUANTIZED = re.compile(r"[us][0-9]+-|float/")
+"""How the name of a quantization begins."""
+_NUMBERED = re.compile(r"([^0-9]*)([0-9]+(?:\.[0-9]+)?)")
 # Optuna announces every new study, and warns where no trial met the constraints, which a figure shows by itself.
 logging.getLogger("optuna.storages._in_memory").addFilter(lambda record: not record.getMessage().endswith(f": {_NAME}"))
 logging.getLogger("optuna.visualization._pareto_front").addFilter(lambda record: "does not have any" not in record.getMessage())
@@ -124,7 +129,7 @@ def layer_study(
 
 def option_of(trial: TrialResult, layer: str) -> str:
     """What a trial chose for a layer; what it does not name it left alone."""
-    return str(trial.assignment.get(layer, FLOAT))
+    return str(trial.assignment.get(layer, rest_of(layer)))
 
 
 def varied_layers(trials: Iterable[TrialResult]) -> list[str]:
@@ -149,13 +154,21 @@ def shortened(name: str, most: int) -> str:
 
 
 def option_labels(options: Iterable[str]) -> dict[str, str]:
-    """{option: the words that tell it from the others}, `float` first: "mse channel" where all are u8-asym-…/s8-sym-…."""
-    names = sorted(set(options), key=lambda name: (name != FLOAT, name))
-    words = {name: _words(name) for name in names if name != FLOAT}
+    """{option: the words that tell it from the others}: "mse channel" where all are u8-asym-…/s8-sym-…, others as they are spelt.
+    What leaves a layer alone comes first, then quantization, then channels, zeros and ranks by their numbers."""
+    names = sorted(set(options), key=_place)
+    words = {name: _words(name) for name in names if _QUANTIZED.match(name)}
     telling = [len({word for word in column if word}) > 1 for column in zip(*words.values(), strict=True)]
     short = {name: (name in words and _said(words[name], telling)) or name for name in names}
     distinct = len(set(short.values())) == len(names)
     return {name: safe(short[name] if distinct else name) for name in names}
+
+
+def _place(option: str) -> tuple[bool, bool, tuple[tuple[str, float], ...], str]:
+    """What options are sorted by. A word like "keep-12" counts as its letters, then its number."""
+    quantized = bool(_QUANTIZED.match(option))
+    parts = () if quantized else tuple((text, float(number or 0)) for text, number in _NUMBERED.findall(option))
+    return option not in (FLOAT, WHOLE), not quantized, parts, option
 
 
 def _words(option: str) -> tuple[str, ...]:

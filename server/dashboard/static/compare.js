@@ -3,10 +3,10 @@
 import "./common.js";
 import { get, page, query } from "./api.js";
 import { $, attempt, fill, h, ready, say, show } from "./dom.js";
-import { dropWords, mainConstraint, targetSentence, times, UNKNOWN, whole } from "./format.js";
+import { dropWords, mainConstraint, structureWords, targetSentence, times, UNKNOWN, whole } from "./format.js";
 import { classChart, classTable } from "./compare-classes.js";
 import { figureRows } from "./compare-figures.js";
-import { badge, FLOAT, layerWords, mainVerdict } from "./trial-words.js";
+import { badge, layerWords, mainVerdict, restOf, RESTS } from "./trial-words.js";
 
 const { job: id, trials, scored } = document.body.dataset;
 const listed = (text) => (text ? text.split(" ").map(Number) : []);
@@ -73,11 +73,11 @@ function heads(found) {
 
 function plans(found) {
   const layers = [...new Set(found.flatMap(({ assignment }) => Object.keys(assignment)))];
-  const choice = ({ assignment }, layer) => String(assignment[layer] ?? FLOAT);
+  const choice = ({ assignment }, layer) => String(assignment[layer] ?? restOf(layer));
   const alone = found.length === 1;
   const shown = layers.filter((layer) => {
     const choices = new Set(found.map((trial) => choice(trial, layer)));
-    return alone ? !choices.has(FLOAT) : choices.size > 1;
+    return alone ? !RESTS.some((rest) => choices.has(rest)) : choices.size > 1;
   });
   say("plans-count", `${whole(shown.length)} of ${whole(layers.length)} choices`);
   const none = h("tr", h("td", { colspan: found.length + 1 }, alone ? "It compresses nothing." : "The plans are the same."));
@@ -85,7 +85,7 @@ function plans(found) {
   fill("plan-rows", shown.length ? shown.map(line) : none);
 }
 
-const short = (scheme) => scheme.replaceAll("-", " ").replace("/", " / ");
+const short = (scheme) => structureWords(scheme) ?? scheme.replaceAll("-", " ").replace("/", " / ");
 
 function rows(compared) {
   const all = compared.whole

@@ -116,7 +116,7 @@ export function targetSentence(constraint, metric = constraint.metric) {
 
 /** A scheme's name in words: u8-asym-mse/s8-sym-channel. */
 export function schemeParts(scheme) {
-  if (!scheme || scheme === "float") return { activation: null, weight: null };
+  if (!scheme || scheme === "float" || structureWords(scheme)) return { activation: null, weight: null };
   const [first, second] = scheme.split("/");
   const [dtype, symmetry, calibration] = first.split("-");
   const activation = first === "float" ? null : { dtype, symmetry, calibration };
@@ -127,7 +127,28 @@ export function schemeParts(scheme) {
 const DTYPES = { u8: "unsigned 8 bit", s8: "signed 8 bit", u16: "unsigned 16 bit", s16: "signed 16 bit" };
 const CALIBRATIONS = { minmax: "extremes", kl: "KL divergence", mse: "least squared error" };
 
+const STRUCTURE = [
+  [/^whole$/, () => "left whole"],
+  [/^keep-(\d+)$/, (kept) => `${whole(Number(kept))} channels kept`],
+  [/^cut-(0\.\d+)$/, (share) => `${percent(Number(share), 0)} of all channels removed`],
+  [/^(0\.\d+)-any$/, (share) => `${percent(Number(share), 0)} of the weights zero`],
+  [/^(0\.\d+)-(\d+):(\d+)$/, (share, kept, of) => `${percent(Number(share), 0)} of the weights zero, ${kept} of every ${of} stay`],
+  [/^(0\.\d+)-(\d+)x(\d+)$/, (share, a, b) => `${percent(Number(share), 0)} of the weights zero, in blocks of ${a} × ${b}`],
+  [/^([a-z][a-z0-9-]*)-(0(?:\.\d+)?)$/, (method, share) => `split by ${method}, ${percent(Number(share), 0)} fewer MACs`],
+];
+
+/** What a choice takes away, in words; null for a scheme of quantization. */
+export function structureWords(choice) {
+  for (const [spelled, words] of STRUCTURE) {
+    const found = spelled.exec(choice);
+    if (found) return words(...found.slice(1));
+  }
+  return null;
+}
+
 export function schemeWords(scheme) {
+  const structure = structureWords(scheme);
+  if (structure) return structure;
   const { activation, weight } = schemeParts(scheme);
   if (!activation && !weight) return "left in float";
   const parts = [];

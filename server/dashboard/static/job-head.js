@@ -4,6 +4,7 @@ import { page, settled } from "./api.js";
 import { $, fill, h, say, show } from "./dom.js";
 import { front } from "./job-front.js";
 import { bytes, dropWords, mainConstraint, PHASES, quantity, span, STATES, times, whole } from "./format.js";
+import { isStructure } from "./trial-words.js";
 
 const TITLES = { met: "Target met", missed: "Target missed", undecided: "Neither certified nor refuted" };
 const RESUMABLE = ["cancelled", "failed", "interrupted"];
@@ -49,6 +50,7 @@ function verdict(job) {
   show("verdict-advice", tips.length > 0);
   $("winner").href = page(`/jobs/${job.id}/trials/${best.trial}`);
   say("winner", `Trial ${best.trial}`);
+  show("weights", Object.keys(best.layers).some(isStructure));
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

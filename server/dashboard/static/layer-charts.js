@@ -3,7 +3,7 @@
 import { colours, plot, scale } from "./charts.js";
 import { $ } from "./dom.js";
 import { bytes, number, quantity, schemeWords } from "./format.js";
-import { FLOAT, layerWords } from "./trial-words.js";
+import { FLOAT, isStructure, layerWords, RESTS } from "./trial-words.js";
 
 const ROW_PX = 26;
 const COLUMN_PX = 34;
@@ -19,7 +19,7 @@ function sized(name, pixels) {
 
 /** Each layer alone under each scheme. chosen(layer) hears of clicks. */
 export function sensitivity(rows, chosen) {
-  const schemes = [...new Set(rows.flatMap(({ divergence }) => Object.keys(divergence)))].filter((scheme) => scheme !== FLOAT);
+  const schemes = [...new Set(rows.flatMap(({ divergence }) => Object.keys(divergence)))].filter((scheme) => !RESTS.includes(scheme));
   const place = sized("map", rows.length * ROW_PX + 240);
   place.style.minWidth = `${schemes.length * COLUMN_PX + 270}px`;
   const label = `Predicted divergence of ${rows.length} layers and operator types under ${schemes.length} schemes`;
@@ -60,7 +60,7 @@ function cells(rows, schemes) {
 /** A ring where the best plan is. */
 function choices(rows) {
   const c = colours();
-  const taken = rows.filter(({ choice }) => choice && choice !== FLOAT);
+  const taken = rows.filter(({ choice }) => choice && !RESTS.includes(choice));
   return {
     type: "scatter",
     mode: "markers",
@@ -75,14 +75,18 @@ function choices(rows) {
 }
 
 function hover({ layer, divergence, latency_ms: latency, size_bytes: size }, scheme) {
+  const cost = (words, values) => {
+    if (isStructure(layer)) return Number.isFinite(values[scheme]) ? `saves ${words(-values[scheme])}` : null;
+    return `${words(values[scheme])} (float: ${words(values[FLOAT])})`;
+  };
   const lines = [
     `<b>${escaped(layerWords(layer))}</b>`,
     ...schemeWords(scheme).split("; "),
     `divergence ${number(divergence[scheme])}`,
-    `${quantity("latency_ms", latency[scheme])} (float: ${quantity("latency_ms", latency[FLOAT])})`,
-    `${bytes(size[scheme])} (float: ${bytes(size[FLOAT])})`,
+    cost((value) => quantity("latency_ms", value), latency),
+    cost(bytes, size),
   ];
-  return lines.join("<br>");
+  return lines.filter(Boolean).join("<br>");
 }
 
 // Plotly reads some tags in its texts, and names of layers come from files.

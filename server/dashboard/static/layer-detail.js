@@ -3,7 +3,7 @@
 import { colours, plot } from "./charts.js";
 import { $, fill, h, say } from "./dom.js";
 import { bytes, count, number, percent, quantity, schemeWords, UNKNOWN } from "./format.js";
-import { FLOAT } from "./trial-words.js";
+import { FLOAT, isStructure, RESTS } from "./trial-words.js";
 
 const CODES = { u8: [0, 255], s8: [-128, 127], u16: [0, 65535], s16: [-32768, 32767] };
 
@@ -20,8 +20,9 @@ export async function detail(profile, plan) {
   ]);
 }
 
-function facts({ op, params, macs, choice, divergence, latency_ms: latency, size_bytes: size }) {
+function facts({ layer, op, params, macs, choice, divergence, latency_ms: latency, size_bytes: size }) {
   const both = (words, values) => {
+    if (isStructure(layer)) return saved(words, choice, values);
     const float = `${words(values[FLOAT])} in float`;
     return choice && choice !== FLOAT ? `${float}, ${words(values[choice])} as chosen` : float;
   };
@@ -35,6 +36,12 @@ function facts({ op, params, macs, choice, divergence, latency_ms: latency, size
     ["Divergence", choice ? number(divergence[choice]) : UNKNOWN],
   ];
   fill("layer-facts", pairs.flatMap(([name, text]) => [h("dt", name), h("dd", text)]));
+}
+
+/** What was measured of what may be taken away is what that saves. */
+function saved(words, choice, values) {
+  if (!choice || RESTS.includes(choice)) return "nothing saved";
+  return Number.isFinite(values[choice]) ? `${words(-values[choice])} saved as chosen` : UNKNOWN;
 }
 
 /** What the chosen codes can hold of the tensor that this layer reads; null where it reads floats. */
@@ -52,7 +59,8 @@ function weightRange(histogram, { symmetric }) {
   return symmetric ? { low: -most, high: most } : { low: Math.min(0, histogram.low), high: Math.max(0, histogram.high) };
 }
 
-function activationWords({ tensor, activation }, plan, range) {
+function activationWords({ layer, tensor, activation }, plan, range) {
+  if (isStructure(layer)) return "This is about what may be taken away from a layer; what the layer reads stands with the layer itself.";
   const several = "An operator type stands for several nodes, which read different values. ";
   const named = tensor ? `Of “${tensor}”, over the calibration rows. ` : several;
   if (!activation) return named;

@@ -1,25 +1,27 @@
 // The table of layers, sorted by the column that is clicked.
 
 import { $, fill, h } from "./dom.js";
-import { count, number, percent, quantity, UNKNOWN } from "./format.js";
-import { FLOAT, layerWords } from "./trial-words.js";
+import { count, number, percent, quantity, structureWords, UNKNOWN } from "./format.js";
+import { FLOAT, isStructure, layerWords } from "./trial-words.js";
 
 const sum = (rows, of) => rows.reduce((total, row) => total + (of(row) || 0), 0);
+// What may be taken from a layer has no parameters beside the layer's own.
+const params = (row) => (isStructure(row.layer) ? null : row.params);
 const float = (row) => row.latency_ms?.[FLOAT];
-const best = (row) => (row.choice ? row.latency_ms?.[row.choice] : undefined);
+const best = (row) => (row.choice && !isStructure(row.layer) ? row.latency_ms?.[row.choice] : undefined);
 const harm = (row) => (row.choice ? row.divergence?.[row.choice] : undefined);
 
 /** The columns that this table can fill, in the order of the graph at first. */
 function columns(rows) {
-  const [params, macs] = [sum(rows, (row) => row.params), sum(rows, (row) => row.macs)];
+  const [weights, macs] = [sum(rows, params), sum(rows, (row) => row.macs)];
   const all = [
     { title: "Operator", of: (row) => row.op, words: (text) => text },
-    { title: "Parameters", of: (row) => row.params, words: (value) => withShare(count(value), value / params), n: true },
+    { title: "Parameters", of: params, words: (value) => withShare(count(value), value / weights), n: true },
     { title: "MACs", of: (row) => row.macs, words: (value) => withShare(count(value), value / macs), n: true },
     { title: "Latency in float", of: float, words: (value) => quantity("latency_ms", value), n: true },
     { title: "In the best plan", of: best, words: (value) => quantity("latency_ms", value), n: true },
     { title: "Its divergence", of: harm, words: (value) => number(value), n: true },
-    { title: "Its scheme", of: (row) => row.choice, words: (text) => text },
+    { title: "Its choice", of: (row) => row.choice, words: (text) => structureWords(text) ?? text },
   ];
   return all.filter(({ of }) => rows.some((row) => of(row) !== undefined && of(row) !== null));
 }

@@ -6,7 +6,7 @@ import { $, asked, attempt, fill, h, ready, remember, say } from "./dom.js";
 import { detail } from "./layer-detail.js";
 import { sensitivity, shares } from "./layer-charts.js";
 import { table } from "./layer-table.js";
-import { FLOAT, layerWords } from "./trial-words.js";
+import { isStructure, layerWords, placeOf, restOf, RESTS, targetOf } from "./trial-words.js";
 
 const { job: id } = document.body.dataset;
 const profiled = "profiled" in document.body.dataset;
@@ -20,11 +20,13 @@ async function load() {
 }
 
 async function unmeasured(job, facts) {
-  const rows = facts.map((layer) => ({ layer: layer.name, op: layer.op, params: layer.params, macs: layer.macs }));
+  const rows = ofModel(facts);
   await shares(rows, () => {});
   table(rows, () => {});
   if (!settled(job.state)) setTimeout(again, AGAIN_MS);
 }
+
+const ofModel = (facts) => facts.map((layer) => ({ layer: layer.name, op: layer.op, params: layer.params, macs: layer.macs }));
 
 async function again() {
   await attempt(async () => {
@@ -37,15 +39,16 @@ async function again() {
 async function measured(job, facts) {
   const [profiles, best] = await Promise.all([get(`/jobs/${id}/layers`), bestPlan(job)]);
   const order = new Map(facts.map((layer, place) => [layer.name, place]));
-  const place = (row) => order.get(row.layer) ?? order.size;
+  const place = (row) => order.get(targetOf(row.layer)) ?? order.size;
   const rows = profiles.map((profile) => withChoice(profile, best)).sort((a, b) => place(a) - place(b));
   say("share-plan", best.words);
   const choose = (layer, scroll = true) => show(rows, best, layer, scroll);
-  const named = ({ layer, op }) => (layer.startsWith("op:") ? layerWords(layer) : `${layer} (${op})`);
+  const named = ({ layer, op }) => (layer.startsWith("op:") || isStructure(layer) ? layerWords(layer) : `${layer} (${op})`);
   fill("layer", rows.map((row) => h("option", { value: row.layer }, named(row))));
   $("layer").addEventListener("change", () => choose($("layer").value, false));
   const first = rows.some(({ layer }) => layer === asked("layer")) ? asked("layer") : worst(rows);
-  await Promise.all([sensitivity(rows, choose), shares(rows, choose)]);
+  const parts = rows.filter(({ layer }) => !isStructure(layer));
+  await Promise.all([sensitivity(rows, choose), parts.length ? shares(parts, choose) : shares(ofModel(facts), () => {})]);
   table(rows, choose);
   await show(rows, best, first, false);
 }
@@ -60,14 +63,15 @@ async function bestPlan(job) {
 }
 
 function withChoice(profile, { plan }) {
-  const chosen = plan?.plan.steps.find(({ name }) => name === "quantize")?.layers ?? {};
-  return { ...profile, choice: plan ? (chosen[profile.layer] ?? FLOAT) : null };
+  const { step, layer } = placeOf(profile.layer);
+  const chosen = plan?.plan.steps.find(({ name }) => name === step)?.layers ?? {};
+  return { ...profile, choice: plan ? (chosen[layer] ?? restOf(profile.layer)) : null };
 }
 
 /** The layer that is harmed most by the mildest scheme it is offered. */
 function worst(rows) {
   const harm = ({ divergence }) => {
-    const offered = Object.entries(divergence).filter(([option]) => option !== FLOAT);
+    const offered = Object.entries(divergence).filter(([option]) => !RESTS.includes(option));
     return offered.length ? Math.min(...offered.map(([, value]) => value)) : 0;
   };
   return rows.reduce((one, other) => (harm(other) > harm(one) ? other : one)).layer;

@@ -14,6 +14,9 @@ const WORDS = {
 };
 
 export const FLOAT = "float";
+export const WHOLE = "whole";
+/** Choices that leave things alone. */
+export const RESTS = [FLOAT, WHOLE];
 export const COMING = ["queued", "running"];
 
 /** Whether every constraint was judged and none is violated; lists of trials say so themselves. */
@@ -41,28 +44,53 @@ const PHRASES = { met: "met", missed: "missed", undecided: "undecided" };
 
 export const verdictBadge = (verdict) => h("span.badge", { "data-state": verdict.decision }, PHRASES[verdict.decision]);
 
-/** {scheme: {code, fill, count}} of {layer: scheme}: A for the most frequent; what is left in float is a dot without a fill. */
+/** {scheme: {code, fill, count}} of {layer: scheme}: A for the most frequent; what is left alone is a dot without a fill. */
 export function codes(plan) {
   const counts = new Map();
   for (const scheme of Object.values(plan)) counts.set(scheme, (counts.get(scheme) ?? 0) + 1);
-  const compressed = [...counts].filter(([scheme]) => scheme !== FLOAT).sort((a, b) => b[1] - a[1]);
+  const compressed = [...counts].filter(([scheme]) => !RESTS.includes(scheme)).sort((a, b) => b[1] - a[1]);
   const known = new Map(compressed.map(([scheme, count], rank) => [scheme, { code: letter(rank), fill: `k${rank % FILLS}`, count }]));
-  if (counts.has(FLOAT)) known.set(FLOAT, { code: "·", fill: "", count: counts.get(FLOAT) });
+  for (const rest of RESTS) if (counts.has(rest)) known.set(rest, { code: "·", fill: "", count: counts.get(rest) });
   return known;
 }
 
 const FILLS = 7;
 const letter = (rank) => `${String.fromCharCode(65 + (rank % 26))}${rank >= 26 ? Math.floor(rank / 26) : ""}`;
 
-/** [{name, op, scheme}] in the order of the graph, operator types after the layers. */
+/** [{name, op, scheme}] in the order of the graph, what is taken from a layer before its scheme, operator types after the layers. */
 export function inOrder(assignment, layers) {
   const ops = new Map(layers.map((layer) => [layer.name, layer.op]));
-  const named = [...ops.keys()].filter((name) => name in assignment);
-  const rest = Object.keys(assignment).filter((name) => !ops.has(name));
-  return [...named, ...rest].map((name) => ({ name, op: ops.get(name) ?? operator(name), scheme: String(assignment[name]) }));
+  const names = Object.keys(assignment);
+  const taken = new Map();
+  for (const name of names.filter(isStructure)) taken.set(targetOf(name), [...(taken.get(targetOf(name)) ?? []), name]);
+  const known = [...ops.keys()].flatMap((layer) => [...(taken.get(layer) ?? []), ...(layer in assignment ? [layer] : [])]);
+  const placed = new Set(known);
+  return [...known, ...names.filter((name) => !placed.has(name))].map((name) => {
+    return { name, op: ops.get(targetOf(name)) ?? operator(name), scheme: String(assignment[name]) };
+  });
 }
 
 const operator = (name) => (name.startsWith("op:") ? name.slice(3) : "");
 
-/** A layer's name as people read it. */
-export const layerWords = (name) => (name.startsWith("op:") ? `every ${name.slice(3)}` : name);
+const STEPS = { channels: "channels of", factorize: "rank of", sparsify: "zeros in" };
+const stepOf = (name) => name.slice(0, Math.max(0, name.indexOf(":")));
+
+/** Whether a parameter of the space is about what may be taken away, such as “channels:conv1”. */
+export const isStructure = (name) => Object.hasOwn(STEPS, stepOf(name));
+
+/** {step, layer} of a plan that a parameter of the space stands for. */
+export const placeOf = (name) => (isStructure(name) ? { step: stepOf(name), layer: targetOf(name) } : { step: "quantize", layer: name });
+
+export const restOf = (name) => (isStructure(name) ? WHOLE : FLOAT);
+
+/** The layer, or group of channels, that a parameter is about. */
+export function targetOf(name) {
+  return isStructure(name) ? name.slice(name.indexOf(":") + 1) : name;
+}
+
+/** A parameter's name as people read it. */
+export function layerWords(name) {
+  if (name.startsWith("op:")) return `every ${name.slice(3)}`;
+  if (!isStructure(name)) return name;
+  return `${STEPS[stepOf(name)]} ${targetOf(name) === "*" ? "the whole model" : targetOf(name)}`;
+}

@@ -4,15 +4,17 @@ import "./common.js";
 import { get } from "./api.js";
 import { $, attempt, copying, fill, h, ready, say, show } from "./dom.js";
 import {
-  allowed, bytes, count, dropWords, duration, mainConstraint, percent, quantity, schemeParts, schemeWords, targetSentence, times, UNKNOWN,
-  whole,
+  allowed, bytes, count, dropWords, duration, mainConstraint, percent, quantity, schemeParts, schemeWords, structureWords, targetSentence,
+  times, UNKNOWN, whole,
 } from "./format.js";
-import { badge, codes, COMING, inOrder, judgedConstraints, layerWords, mainVerdict, verdictBadge } from "./trial-words.js";
+import { badge, codes, COMING, inOrder, judgedConstraints, layerWords, mainVerdict, RESTS, verdictBadge } from "./trial-words.js";
 
 const { job: id, trial: number } = document.body.dataset;
 const AGAIN_MS = 2000;
 const STEPS = {
   ask: "choose the plan",
+  structure: "cut, split, zero",
+  recover: "train what is left",
   resolve: "work out scales",
   build: "write the model",
   session: "load the model",
@@ -96,7 +98,7 @@ function rowsWords(trial, verdict) {
 function plan({ trial, layers }) {
   const known = codes(trial.assignment);
   const cells = inOrder(trial.assignment, layers);
-  const changed = cells.filter(({ scheme }) => scheme !== "float").length;
+  const changed = cells.filter(({ scheme }) => !RESTS.includes(scheme)).length;
   say("plan-count", `${whole(changed)} of ${whole(cells.length)} choices compress`);
   fill("strip", cells.map((cell, place) => cellOf(cell, place, known.get(cell.scheme))));
   fill("legend", [...known].map(([scheme, { code, fill: colour, count: often }]) =>
@@ -112,18 +114,20 @@ function cellOf({ name, op, scheme }, place, { code, fill: colour }) {
 }
 
 function tableRow({ name, op, scheme }, { code, fill: colour }) {
+  const structure = structureWords(scheme);
+  const what = structure ? h("td", { colspan: 4 }, structure) : quantized(scheme);
+  return h("tr", h("th", { scope: "row" }, layerWords(name)), h("td", op), h("td", h(`span.swatch${colour && `.${colour}`}`, code)), what);
+}
+
+function quantized(scheme) {
   const { activation, weight } = schemeParts(scheme);
   const kind = (one) => (one ? `${one.dtype}, ${one.symmetry === "sym" ? "symmetric" : "asymmetric"}` : "float");
-  return h(
-    "tr",
-    h("th", { scope: "row" }, layerWords(name)),
-    h("td", op),
-    h("td", h(`span.swatch${colour && `.${colour}`}`, code)),
+  return [
     h("td", kind(activation)),
     h("td", activation?.calibration ?? UNKNOWN),
     h("td", kind(weight)),
     h("td", weight ? `one per ${weight.granularity}` : UNKNOWN),
-  );
+  ];
 }
 
 function judged({ job, trial }) {

@@ -8,8 +8,10 @@ from service import Caller, opened
 
 from search_spaces.capability import RuntimeTarget, load_target
 from search_spaces.presets import load_preset, preset_names
-from search_spaces.schemes import FLOAT, QuantScheme
+from search_spaces.recovery import RecoverySpec
+from search_spaces.schemes import FLOAT, WHOLE, ChannelScheme, QuantScheme, RankScheme, SparsityScheme
 from search_spaces.space import SpaceSpec
+from search_spaces.structure import ChannelSpec
 from tuner.compress.pipeline import KNOWN_STEPS
 from tuner.data.metrics import METRICS
 from tuner.search.base import STRATEGIES
@@ -49,9 +51,27 @@ def test_every_pass_is_described_with_choices_that_can_be_read(api: Caller) -> N
     passes = api.get("/passes").json()
     assert [entry["name"] for entry in passes] == [*KNOWN_STEPS]
     assert all(entry["summary"] for entry in passes)
-    examples = passes[0]["choice"]["examples"]
-    assert examples[0] == FLOAT
-    assert [QuantScheme.parse(name).name for name in examples[1:]] == examples[1:]
+    by_name = {entry["name"]: entry for entry in passes}
+    for name, scheme in {"channels": ChannelScheme, "factorize": RankScheme, "sparsify": SparsityScheme, "quantize": QuantScheme}.items():
+        first, *others = by_name[name]["choice"]["examples"]
+        assert first == (FLOAT if name == "quantize" else WHOLE)
+        assert [scheme.parse(other).name for other in others] == others
+    assert by_name["recover"]["choice"]["type"] == "null"
+
+
+def test_every_pass_names_its_options_and_what_they_may_be(api: Caller) -> None:
+    passes = {entry["name"]: entry for entry in api.get("/passes").json()}
+    for entry in passes.values():
+        assert entry["space"] == "" or entry["space"] in SpaceSpec.model_fields
+        assert set(entry["names"]) <= set(entry["options"]["properties"])
+        assert all(len(what) > 10 for names in entry["names"].values() for what in names.values())
+    assert set(passes["channels"]["options"]["properties"]) == set(ChannelSpec.model_fields)
+    assert set(passes["recover"]["options"]["properties"]) == set(RecoverySpec.model_fields)
+    assert set(passes["quantize"]["options"]["properties"]) < set(SpaceSpec.model_fields)
+    assert {"taylor", "l1"} <= set(passes["channels"]["names"]["criterion"])
+    assert {"agp", "lottery"} <= set(passes["sparsify"]["names"]["pruner"])
+    assert {"tucker2", "svd"} <= set(passes["factorize"]["names"]["methods"])
+    assert {"logits", "labels"} <= set(passes["recover"]["names"]["losses"])
 
 
 def test_capabilities_are_those_of_the_runtimes(api: Caller) -> None:

@@ -125,7 +125,24 @@ def test_a_trials_model_is_made_once_from_its_plan(api: Caller, job: str) -> Non
     ],
 )
 def test_a_trial_without_a_plan_says_why(api: Caller, job: str, number: int, status: int, text: str) -> None:
-    for what in ("plan", "model"):
+    for what in ("plan", "tensors", "model"):
         answer = api.get(f"/jobs/{job}/trials/{number}/{what}")
         assert answer.status_code == status
         assert text.format(job=job) in answer.json()["detail"]
+
+
+def test_the_weights_that_a_plan_changed_go_with_it_and_into_the_model(api: Caller, job: str) -> None:
+    leave(api.services, job, "trials/1.plan.json", b'{"plan": 1}', "application/json")
+    leave(api.services, job, "trials/1.tensors.safetensors", b"weights")
+    tensors = api.get(f"/jobs/{job}/trials/1/tensors")
+    assert (tensors.content, tensors.headers["content-type"]) == (b"weights", "application/octet-stream")
+    assert tensors.headers["content-disposition"] == f'attachment; filename="{job}-trial-1.tensors.safetensors"'
+    assert api.get(f"/jobs/{job}/trials/1/tensors", headers={"If-None-Match": tensors.headers["etag"]}).status_code == 304
+    assert api.get(f"/jobs/{job}/trials/1/model").content == b'a model{"plan": 1}weights'
+
+
+def test_a_plan_that_changed_no_weights_says_so(api: Caller, job: str) -> None:
+    leave(api.services, job, "trials/1.plan.json", b'{"plan": 1}', "application/json")
+    answer = api.get(f"/jobs/{job}/trials/1/tensors")
+    assert answer.status_code == 404
+    assert f"the plan of trial 1 of job '{job}' changes no weights" in answer.json()["detail"]

@@ -110,7 +110,7 @@ def test_an_operator_type_that_has_nothing_to_join_does_no_harm() -> None:
 
 def test_an_unknown_step_is_named() -> None:
     plan = CompressionPlan(steps=(Step(name="prune"),))
-    text = "the plan has the step 'prune', which this version does not know; known: quantize"
+    text = "the plan has the step 'prune', which this version does not know; known: channels, factorize, sparsify, recover, quantize"
     with pytest.raises(PlanError, match=text):
         MADE.resolve(plan)
     with pytest.raises(PlanError, match=text):

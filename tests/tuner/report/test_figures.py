@@ -25,6 +25,13 @@ def test_a_measured_speedup_goes_before_a_prediction() -> None:
     assert Cost("latency_ms", None).known(trial(0)) is None
 
 
+def test_what_is_whole_is_not_predicted_to_save() -> None:
+    cost = Cost("latency_ms", 2.0, {"channels:a": 0.5, "a": 0.25})
+    alone = trial(0).model_copy(update={"assignment": {"channels:a": "whole", "a": "s"}})
+    both = trial(1).model_copy(update={"assignment": {"channels:a": "keep-8", "a": "s"}})
+    assert (cost.known(alone), cost.known(both)) == (1.5, 0.5)
+
+
 def test_sensitivity_and_strip_of_nothing_still_draw() -> None:
     assert "Nothing to draw" in sensitivity_bars([]).chart
     assert layer_strip([]).legend == ()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from search_spaces.schemes import FLOAT
+from search_spaces.schemes import FLOAT, WHOLE
 from search_spaces.space import LayerChoices, SearchSpace
 from tuner.results import Assignment
 from tuner.search import allocate as module
@@ -67,6 +67,24 @@ def test_it_costs_what_trying_everything_finds(seed: int) -> None:
         answer = found(problem, level)
         assert problem.total_damage(answer) <= level * (1 + 1e-9)
         assert problem.linear(answer) == pytest.approx(min(cost for damage, cost in totals if damage <= level), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_savings_from_nothing_cost_what_trying_everything_finds(seed: int) -> None:
+    """Widths that save count as negative costs beside layers whose every cost is positive, with links between the latter."""
+    source = random.Random(seed)
+    cost: Table = {}
+    damage: Table = {}
+    for i in range(2):
+        cost[f"channels:l{i}"] = {WHOLE: 0.0} | {f"keep-{n}": source.uniform(-3, 0.2) for n in (12, 8, 4)}
+        cost[f"l{i}"] = {FLOAT: 2.0} | {option: source.uniform(0.5, 2.2) for option in (TENSOR, CHANNEL)}
+    for name, options in cost.items():
+        damage[name] = {option: 0.0 if option in (WHOLE, FLOAT) else source.uniform(0, 1) for option in options}
+    problem = make_problem(cost, damage, (("l0", "l1", 0.3),))
+    totals = sorted((problem.total_damage(a), problem.linear(a)) for a in everything(problem))
+    for level in (0.0, 0.4, 1.0, math.inf):
+        best = min(cost for damage, cost in totals if damage <= level)
+        assert problem.linear(found(problem, level)) == pytest.approx(best, abs=1e-6)
 
 
 def test_a_level_that_lies_just_above_the_optimum_does_not_hide_it() -> None:

@@ -4,6 +4,7 @@ import pytest
 from fake_executor import FLOAT_BYTES, GOOD, POOR, findings, measured, space
 
 from search_spaces.schemes import FLOAT
+from tests.course_samples import widths, widths_problem
 from tuner.results import Assignment, TrialResult, TrialState
 from tuner.search.base import Problem, float_assignment
 from tuner.search.cost import UNMEASURED, build_problem
@@ -76,3 +77,10 @@ def test_random_numbers_depend_on_the_seed_and_the_question() -> None:
 
     assert len({draw(seed, attempt) for seed in (1, 2) for attempt in (0, 1)}) == 4
     assert draw(1, 0) == draw(1, 0)
+
+
+def test_savings_that_add_up_to_more_than_there_is_gain_no_more_than_a_thousandfold() -> None:
+    made = widths_problem({"a": (6, 8, 9), "b": (3, 8, 12)}, {"a": (0.1, 0.2, 0.3), "b": (0.1, 0.2, 0.3)})
+    assert made.predict(widths(a="keep-4", b="keep-4")) == (-11.0,)
+    gains = [made.predicted_gain(chosen) for chosen in ({}, widths(b="keep-8"), widths(a="keep-4", b="keep-4"))]
+    assert gains == pytest.approx([1.0, 5.0, 1000.0])

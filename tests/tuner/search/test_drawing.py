@@ -18,6 +18,7 @@ from tuner.search.drawing import (
     layer_labels,
     layer_study,
     option_labels,
+    option_of,
     shortened,
     shown,
     varied_layers,
@@ -44,6 +45,15 @@ def test_options_are_told_by_what_differs(options: tuple[str, ...], labels: dict
     assert list(option_labels(options)) == list(labels)
 
 
+def test_widths_zeros_and_ranks_are_spelt_out_in_the_order_of_their_numbers() -> None:
+    names = ["keep-8", "tucker2-0.5", KL, "whole", "keep-12", "0.5-2:4", "0.5-any", "svd-0.25", FLOAT, CHANNEL, "cut-0.3", "0.75-4x1"]
+    labels = option_labels(names)
+    assert {label for name, label in labels.items() if name not in (KL, CHANNEL)} <= set(names)
+    assert (labels[KL], labels[CHANNEL]) == ("kl", "mse")
+    numbered = ["0.5-any", "0.5-2:4", "0.75-4x1", "cut-0.3", "keep-8", "keep-12", "svd-0.25", "tucker2-0.5"]
+    assert list(labels) == [FLOAT, "whole", KL, CHANNEL, *numbered]
+
+
 def test_labels_of_options_that_would_be_the_same_are_spelt_out() -> None:
     odd = ("u8-asym-mse/s8-sym-channel", "u8-asym-/mse-s8-sym-channel")
     assert len(set(option_labels((*odd, FLOAT)).values())) == 3
@@ -67,6 +77,14 @@ def test_a_layer_that_is_not_named_is_left_alone() -> None:
     assert varied_layers(trials) == ["b"]
     study = layer_study([(one, 1.0) for one in trials], {"b": "B"}, option_labels([FLOAT, KL]))
     assert [one.params for one in study.trials] == [{"B": "kl channel"}, {"B": "float"}, {"B": "float"}]
+
+
+def test_a_parameter_that_is_not_named_is_at_its_own_rest() -> None:
+    trials = [trial(0, assignment={"channels:a": "keep-8", "a": KL}), trial(1, assignment={})]
+    assert varied_layers(trials) == ["channels:a", "a"]
+    assert [option_of(trials[1], name) for name in ("channels:a", "sparsify:a", "factorize:a", "a", "op:Add")] == ["whole"] * 3 + [
+        FLOAT
+    ] * 2
 
 
 def test_json_has_no_theme_and_no_numbers_that_json_lacks() -> None:

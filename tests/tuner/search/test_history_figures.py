@@ -276,3 +276,23 @@ def test_names_in_a_figure_are_no_markup() -> None:
     for name in ("importances", "slice", "contour", "parallel"):
         assert "<b>fc" not in json.dumps(draw(name, history(searched(20, layers))))
         assert "<a href" not in json.dumps(draw(name, history(searched(20, layers))))
+
+
+def test_every_figure_of_layers_takes_widths_zeros_and_ranks() -> None:
+    options = {
+        "channels:/model/conv": ("whole", "keep-12", "keep-8"),
+        "/model/conv": OPTIONS,
+        "sparsify:/model/fc": ("whole", "0.5-any", "0.5-2:4"),
+        "factorize:/model/fc": ("whole", "tucker2-0.5", "svd-0.25"),
+    }
+    source = random.Random(2)
+    trials = []
+    for number in range(40):
+        chosen = {name: source.choice(own) for name, own in options.items()}
+        drop = 0.01 * options["channels:/model/conv"].index(chosen["channels:/model/conv"]) + 1e-6 * source.random()
+        trials.append(lossy(number, drop, assignment=dict(chosen), speedup=1 + source.random()))
+    for name in ("importances", "slice", "contour", "parallel"):
+        assert json.loads(json.dumps(draw(name, history(trials))))["data"]
+    first = draw("slice", history(trials))["layout"]["xaxis"]
+    assert first["title"]["text"] == "1. channels:/model/conv"
+    assert first["categoryarray"] == ["whole", "keep-8", "keep-12"]
