@@ -36,7 +36,7 @@ class ChannelSpec(_Part):
     """Shares of its channels that a group may lose. The latency of each width is measured, and widths that save nothing are dropped."""
     align: Annotated[int, Field(ge=1, le=256)] | None = None
     """Keep multiples of this many channels, whatever was measured; left out: the widths that the measurement recommends."""
-    criterion: Name = "taylor"
+    criterion: Name = "taylor-activation"
     """What rates channels; the lowest go first. See the registry of criteria."""
     mode: Literal["plain", "dependency"] = "dependency"
     """Rate a group by its first layer alone, or by all layers that lose the channel with it."""

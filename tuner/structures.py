@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pydantic import Field
 
 from search_spaces.schemes import Frozen
 from search_spaces.space import QUANTIZE
@@ -63,7 +60,7 @@ class Made(Frozen):
 
     structure: Structure
     notes: tuple[str, ...] = ()
-    timings: dict[str, float] = Field(default_factory=dict)
+    trained_seconds: float = 0.0
 
 
 class Structures:
@@ -110,10 +107,8 @@ class Structures:
         return tensors_file(self.cache, digest)
 
     def _make(self, plan: CompressionPlan, progress: Progress) -> tuple[Model, Made]:
-        started = time.perf_counter()
         model, structure, notes, trained = self.maker.make(plan, progress)
-        timings = {"structure": time.perf_counter() - started - trained} | ({"recover": trained} if trained else {})
-        return model, Made(structure=structure, notes=tuple(notes), timings=timings)
+        return model, Made(structure=structure, notes=tuple(notes), trained_seconds=trained)
 
     def _write(self, digest: str, made: Made, model: Model) -> None:
         """The record last: where it is, the weights are there too."""
@@ -130,13 +125,13 @@ class Structures:
 
 @dataclass(frozen=True)
 class Variant:
-    """The original with a structure: what quantizes it, and what it costs. timings: seconds per step of making it."""
+    """The original with a structure: what quantizes it, and what it costs."""
 
     compressor: Compressor
     macs: int
     params: int
     notes: tuple[str, ...] = ()
-    timings: dict[str, float] = field(default_factory=dict)
+    trained_seconds: float = 0.0
 
 
 @dataclass
@@ -167,4 +162,4 @@ class Variants:
         if plan.step(QUANTIZE) is not None:
             statistics = self.calibration.of(prepared, self.structures.cache / "structures" / f"{digest}.statistics.npz")
         compressor = Compressor(first.original, prepared, statistics, first.target, first.data_sha256, made.structure)
-        return Variant(compressor, total_macs(layer_table(prepared, self.row_shapes)), model.parameters, made.notes, made.timings)
+        return Variant(compressor, total_macs(layer_table(prepared, self.row_shapes)), model.parameters, made.notes, made.trained_seconds)

@@ -133,7 +133,8 @@ class World:
         files = {"best.plan.json": b"{}", "report.html": b"<p>", "sensitivity.csv": table, "trials/0.plan.json": PLAN}
         files |= {"layers.json": b"[]", "rows.json": ROWS, "trials/0.rows.json": b'{"metric": "top1", "scores": [1.0, 0.0]}'}
         kinds = {"json": "application/json", "html": "text/html", "csv": "text/csv"}
-        views = [leave(self.services, claim.job_id, "best.onnx", b"best"), leave(self.services, claim.job_id, "pareto/1.onnx", b"front")]
+        models = {"best.onnx": b"best", "pareto/1.onnx": b"front", "trials/0.tensors.safetensors": b"weights"}
+        views = [leave(self.services, claim.job_id, name, content) for name, content in models.items()]
         for name, content in files.items():
             views.append(leave(self.services, claim.job_id, name, content, kinds[name.rpartition(".")[2]]))
         self.services.jobs.note(claim.job_id, claim.lease, progress=JobProgress(phase="export", metrics=("top1",), trials=3))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
+from search_spaces.domains import Scalar
 from search_spaces.space import LayerChoices, SearchSpace
 from tuner.plan import (
     STRUCTURE,
@@ -51,12 +53,12 @@ def test_an_applied_plan_survives_json_to_the_last_bit() -> None:
     assert back.tensors["x"].scale == 0.1 + 0.2
 
 
-TAKEN = {
+TAKEN: dict[str, dict[str, Scalar]] = {
     "a": {"channels": "keep-6", "quantize": "float/s8-sym-tensor"},
     "b": {"factorize": "svd-0.5", "sparsify": "0.5-2:4"},
     "c": {"channels": "whole", "sparsify": "whole", "quantize": "float"},
 }
-OPTIONS = {"channels": {"criterion": "l1"}, "recover": {"rows": 640}}
+OPTIONS: dict[str, dict[str, Any]] = {"channels": {"criterion": "l1"}, "recover": {"rows": 640}}
 
 
 def test_steps_stand_in_the_order_in_which_they_are_done() -> None:

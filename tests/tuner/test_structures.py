@@ -54,7 +54,7 @@ def test_plans_that_differ_in_quantization_share_one_training(tmp_path: Path) ->
     assert counted.made[0] == cut_to(10).structure
     assert len({id(model) for model, _ in found}) == 1
     assert found[0][1].structure.kept == {"fc1": 10}
-    assert set(found[0][1].timings) == {"structure", "recover"}
+    assert found[0][1].trained_seconds > 0
     assert found[0][1].notes[0].startswith("trained on ")
 
 

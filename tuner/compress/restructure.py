@@ -143,7 +143,7 @@ class Restructurer:
 
     def _removed(self, model: Model, step: Step, seed: int) -> dict[str, tuple[int, ...]]:
         """{group: the channels that go}: those with the lowest scores."""
-        criterion = _channel_criterion(str(step.options.get("criterion", "taylor")))
+        criterion = _channel_criterion(str(step.options.get("criterion", "taylor-activation")))
         scores = self._group_scores(model, criterion, str(step.options.get("mode", "dependency")), seed)
         kept = self._kept(step, scores)
         found: dict[str, tuple[int, ...]] = {}

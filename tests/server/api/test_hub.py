@@ -275,7 +275,9 @@ def test_a_slow_reader_outlives_a_store_that_is_away(monkeypatch: pytest.MonkeyP
     async def test() -> None:
         hub = EventHub(log, poll_seconds=0.001, keep_alive_seconds=0.01)
         async with opened(hub, "a") as slow, opened(hub, "a") as fast:
-            assert await first(slow) == [1]
+            while not (begun := await first(slow)):  # On a busy machine it may be told first that the stream is alive.
+                pass
+            assert begun == [1]
             log.append("a", 9)
             got: list[int] = []
             while len(got) < 10:
