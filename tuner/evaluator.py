@@ -36,7 +36,7 @@ from tuner.job import COSTS, Budget, Constraint, JobSpec
 from tuner.measure.accuracy import EarlyTest, Progress, Scored, Split, batch_rows, measure, open_split, paired_drop, score, silent
 from tuner.measure.footprint import compressed_size
 from tuner.measure.judge import Allowance, allowance, is_cost, judge_cost, judge_drop, judge_early
-from tuner.measure.latency import Latency, alone, compare_latency
+from tuner.measure.latency import Latency, alone, compare_latency, computing_in_turns
 from tuner.measure.machine import processor_features
 from tuner.measure.row_scores import keep_trial
 from tuner.measure.runtime import Session, float_weights
@@ -196,7 +196,7 @@ class Evaluator:
 
     @cached_property
     def structures(self) -> Structures:
-        return Structures(self.model, self.cache, self._restructurer)
+        return Structures(self.model, self.cache, self._restructurer, computing_in_turns)
 
     def _restructurer(self, base: Model) -> Restructurer:
         from tuner.compress.restructure import Material, Restructurer

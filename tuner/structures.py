@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,12 +64,22 @@ class Made(Frozen):
     trained_seconds: float = 0.0
 
 
+Working = Callable[[], AbstractContextManager[Callable[[], None]]]
+"""Held during heavy work; gives a function to be called between its steps."""
+
+
+@contextmanager
+def _freely() -> Iterator[Callable[[], None]]:
+    yield lambda: None
+
+
 class Structures:
     """Makes and remembers structured models. `maker` is called when the first one has to be made: it brings in what trains."""
 
-    def __init__(self, original: Model, cache: Path, maker: Callable[[Model], Restructurer]) -> None:
+    def __init__(self, original: Model, cache: Path, maker: Callable[[Model], Restructurer], working: Working = _freely) -> None:
+        """working: held while a structure is made."""
         self.original, self.cache = original, cache
-        self._start = maker
+        self._start, self._working = maker, working
         self._kept: OrderedDict[str, tuple[Model, Made]] = OrderedDict()
 
     @cached_property
@@ -107,7 +118,8 @@ class Structures:
         return tensors_file(self.cache, digest)
 
     def _make(self, plan: CompressionPlan, progress: Progress) -> tuple[Model, Made]:
-        model, structure, notes, trained = self.maker.make(plan, progress)
+        with self._working() as self.maker.turn:
+            model, structure, notes, trained = self.maker.make(plan, progress)
         return model, Made(structure=structure, notes=tuple(notes), trained_seconds=trained)
 
     def _write(self, digest: str, made: Made, model: Model) -> None:

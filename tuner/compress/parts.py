@@ -12,7 +12,7 @@ from tuner.compress.decomposition import methods_for, rank_of, row_shapes
 from tuner.compress.pruning.channels import find_groups
 from tuner.errors import PlanError
 from tuner.model.graph import Model
-from tuner.model.layers import weight_of
+from tuner.model.layers import prunable_layers
 
 
 def parts_of(base: Model, spec: SpaceSpec) -> tuple[list[Part], list[str]]:
@@ -26,13 +26,13 @@ def parts_of(base: Model, spec: SpaceSpec) -> tuple[list[Part], list[str]]:
         notes += groups.notes
         parts = [Part(step=CHANNELS, layer=group.name, op=group.kind, size=group.size) for group in groups.groups if group.size > 1]
         found += _whole(parts, CHANNELS) if spec.channels.distribution != "per-layer" else parts
-    nodes = [node for node in base.nodes.values() if node.op_type != "Gather" and weight_of(base, node) is not None]
+    layers = [(name, base.nodes[name].op_type) for name in prunable_layers(base)]
     if spec.sparsity is not None:
-        parts = [Part(step=SPARSIFY, layer=node.name, op=node.op_type) for node in nodes]
+        parts = [Part(step=SPARSIFY, layer=name, op=op) for name, op in layers]
         found += _whole(parts, SPARSIFY) if spec.sparsity.distribution != "per-layer" else parts
     if spec.rank is not None:
         shapes = row_shapes(base)
-        parts = [Part(step=FACTORIZE, layer=n.name, op=n.op_type, options=_splits(base, n.name, spec.rank, shapes)) for n in nodes]
+        parts = [Part(step=FACTORIZE, layer=name, op=op, options=_splits(base, name, spec.rank, shapes)) for name, op in layers]
         found += [part for part in parts if part.options]
     return found, notes
 

@@ -42,7 +42,7 @@ from tuner.compress.teacher import Teacher
 from tuner.data.dataset import Dataset
 from tuner.errors import PlanError
 from tuner.model.graph import Model
-from tuner.model.layers import weight_of
+from tuner.model.layers import prunable_layers
 from tuner.model.torch_view import TorchView, UnsupportedOperators, missing_operators, torch_view
 from tuner.plan import CompressionPlan, Split, Step, Structure
 
@@ -81,11 +81,18 @@ class Restructurer:
     teacher said; between: called between steps of work, may raise to end it."""
 
     def __init__(self, base: Model, material: Material, folder: Path, between: Callable[[], None] = lambda: None) -> None:
-        self.base, self.material, self.folder, self.between = base, material, folder, between
+        self.base, self.material, self.folder = base, material, folder
+        self._between = between
+        self.turn: Callable[[], None] = lambda: None
+        """Called between steps of work too: lets other work have its turn."""
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._ratings: dict[tuple[str, str, int, bool], dict[str, Tensor]] = {}
         self._slim: Model | None = None
         torch.set_num_threads(material.threads)
+
+    def between(self) -> None:
+        self.turn()
+        self._between()
 
     @cached_property
     def groups(self) -> dict[str, ChannelGroup]:
@@ -112,6 +119,7 @@ class Restructurer:
         view = torch_view(model)
         if recalibrate:
             recalibrate_norms(view, (feed for feed, _ in self._batches(RECALIBRATION_ROWS)), between=self.between)
+            model = view.write_back()
         zeros = self._sparse_layers(model, sparse) if sparse is not None else {}
         hooks = [self._pruner(view, model, sparse, zeros, plan.seed)] if sparse is not None else []
         if training is not None:
@@ -174,10 +182,9 @@ class Restructurer:
         key = (criterion.name, mode, seed, model is self.base)
         if key not in self._ratings:
             groups = list(self.groups.values())
-            layers = [slot.node for group in groups for slot in group.slots if slot.role == criterion.side]
-            known = {name for name in dict.fromkeys(layers) if weight_of(self.base, self.base.nodes[name]) is not None}
+            layers = {slot.node for group in groups for slot in group.slots if slot.role == criterion.side}
             units = units_of(groups) if criterion.side == "in" else None
-            evidence = self._evidence(model, [name for name in model.nodes if name in known], criterion.needs, units)
+            evidence = self._evidence(model, [name for name in prunable_layers(model) if name in layers], criterion.needs, units)
             generator = torch.Generator().manual_seed(seed)
             scores = {name: criterion.score(name, seen, generator) for name, seen in evidence.items()}
             plain: Mode = "plain" if mode == "plain" else "dependency"
@@ -210,8 +217,7 @@ class Restructurer:
         choices = {name: SparsityScheme.parse(str(choice)) for name, choice in step.layers.items()}
         every = choices.get(EVERY_LAYER)
         if every is not None:
-            layers = [n.name for n in model.nodes.values() if n.op_type != "Gather" and weight_of(model, n) is not None]
-            layers = [name for name in layers if not self._left_alone(name, step)]
+            layers = [name for name in prunable_layers(model) if not self._left_alone(name, step)]
             if every.kept is not None:
                 return dict.fromkeys(layers, every)
             weights = {name: self._weight(model, name).abs() for name in layers}
@@ -318,8 +324,7 @@ class Restructurer:
 
     def _taught(self, model: Model) -> tuple[str, ...]:
         """Some activations of layers, spread over the depth of the network, that the original has too."""
-        layers = [n.name for n in model.nodes.values() if n.op_type != "Gather" and weight_of(model, n) is not None]
-        names = [*dict.fromkeys(site_of(model, name).activated for name in layers[:-1])]
+        names = [*dict.fromkeys(site_of(model, name).activated for name in prunable_layers(model)[:-1])]
         names = [name for name in names if name in self.base.producers]
         places = np.linspace(0, len(names) - 1, min(TAUGHT_TENSORS, len(names))).round().astype(int)
         return tuple(names[place] for place in dict.fromkeys(places.tolist()))

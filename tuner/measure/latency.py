@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -111,6 +111,19 @@ def computing() -> Iterator[None]:
             yield
         finally:
             _inside.computing = False
+
+
+@contextmanager
+def computing_in_turns() -> Iterator[Callable[[], None]]:
+    """The same for work that takes minutes. What it gives is to be called between its steps, and lets in who waits to be alone."""
+    with ExitStack() as held:
+        held.enter_context(computing())
+
+        def turn() -> None:
+            held.close()
+            held.enter_context(computing())
+
+        yield turn
 
 
 @contextmanager

@@ -57,6 +57,11 @@ def weight_of(model: Model, node: onnx.NodeProto) -> str | None:
     return None
 
 
+def prunable_layers(model: Model) -> list[str]:
+    """The layers whose weights can be set to zero, in topological order: convolutions and products with their weight as second input."""
+    return [name for name, node in model.nodes.items() if node.op_type != "Gather" and weight_of(model, node) in (*node.input[1:2],)]
+
+
 def _layer(model: Model, node: onnx.NodeProto, shapes: Mapping[str, tuple[int | None, ...]]) -> LayerInfo | None:
     weight = weight_of(model, node)
     if weight is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.measure.latency import BLOCK_SECONDS, alone, compare_latency, computing
+from tuner.measure.latency import BLOCK_SECONDS, alone, compare_latency, computing, computing_in_turns
 
 
 class Machine:
@@ -166,4 +166,23 @@ def test_computing_within_computing_does_not_wait_for_who_waits_for_it() -> None
         assert not entered.wait(0.1)
     assert entered.wait(10)
     leave.set()
+    waiting.join(10)
+
+
+def test_long_work_lets_in_who_wants_to_be_alone() -> None:
+    entered = threading.Event()
+
+    def measure() -> None:
+        with alone():
+            entered.set()
+
+    waiting = threading.Thread(target=measure)
+    with computing_in_turns() as turn:
+        waiting.start()
+        assert not entered.wait(0.2)
+        for _ in range(1000):
+            turn()
+            if entered.wait(0.01):
+                break
+        assert entered.is_set()
     waiting.join(10)
