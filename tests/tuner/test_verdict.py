@@ -37,6 +37,20 @@ def certificate(*verdicts: Verdict, rows_needed: int | None = None, baseline: fl
     return Certificate(baseline=Baseline(measurements=measured), outcome=outcome, applied=applied, rows_needed=rows_needed)
 
 
+def test_a_packed_size_that_was_asked_for_is_told() -> None:
+    found = certificate(judged("met"), size_ratio=0.98, speedup=Interval(value=1.0, lower=0.98, upper=1.02))
+    sizes = [Measurement(metric="compressed_size_bytes", value=value, direction="lower") for value in (900.0, 500.0)]
+    packed = "compressed_size_bytes"
+    found = found.model_copy(
+        update={
+            "baseline": Baseline(measurements=found.baseline.measurements | {packed: sizes[0]}),
+            "outcome": found.outcome.model_copy(update={"measurements": {packed: sizes[1]}}),
+        }
+    )
+    gains = "not measurably different in speed, 1.0× smaller and, packed, 1.8× smaller"
+    assert summary(JOB, found, 4000) == f"Target met: the best model is {gains}; {DROP}."
+
+
 DROP = "its drop in top1 on 4,000 unseen rows is 0.01, at most 0.015 at 0.975 confidence"
 
 
