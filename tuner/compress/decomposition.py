@@ -44,12 +44,15 @@ __all__ = [
     "factorize",
     "full_rank",
     "methods_for",
+    "nodes_of",
     "rank_of",
     "row_shapes",
     "skeleton",
     "whole_cost",
 ]
 
+MOST_FACTORS = 3
+"""Of any method."""
 _FREE_INITIALIZERS_IR = 4
 """The first in which initializers need not be graph inputs."""
 Piece = tuple[Layer, str, Sequence[NDArray[Any]]]
@@ -110,6 +113,13 @@ def skeleton(model: Model, ranks: Mapping[str, tuple[str, Rank | Sequence[int]]]
         shapes = METHODS[method].form.shapes(layer.shape, ranks_of(layer, method, rank))
         pieces[name] = (layer, method, [np.zeros(shape, np.float32) for shape in shapes])
     return _split(model, pieces)
+
+
+def nodes_of(model: Model, layer: str) -> list[str]:
+    """The nodes that a layer of the original is in this model: itself, or the factors that it was split into; none where it is neither."""
+    if layer in model.nodes:
+        return [layer]
+    return [name for name in (f"{layer}.{index}" for index in range(MOST_FACTORS)) if name in model.nodes]
 
 
 def _in_order(model: Model, names: Iterable[str]) -> list[str]:

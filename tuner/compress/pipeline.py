@@ -14,6 +14,7 @@ import onnx
 from search_spaces.capability import RuntimeTarget
 from search_spaces.schemes import FLOAT, ActivationScheme, QuantScheme
 from search_spaces.space import QUANTIZE
+from tuner.compress.decomposition import nodes_of
 from tuner.compress.fusion import prepare, unfold
 from tuner.compress.quantization.affine import choose_scale
 from tuner.compress.quantization.placement import OPERATOR_PREFIX, Placement, QuantizedTensor, place
@@ -52,7 +53,7 @@ class Compressor:
         """Every number that applying `plan` needs. PlanError names a step or layer that is not known."""
         check_steps(plan)
         asked = {name: _scheme(name, str(value)) for name, value in plan.layers(QUANTIZE).items() if value != FLOAT}
-        choices = {node: scheme for name, scheme in asked.items() for node in _nodes(self.prepared, name)}
+        choices = {node: scheme for name, scheme in asked.items() for node in nodes_of(self.prepared, name) or [name]}
         placement = place(self.prepared, choices, self.target)
         for name, scheme in choices.items():
             self._check_choice(name, scheme, placement)
@@ -136,12 +137,6 @@ def _scheme(name: str, value: str) -> QuantScheme:
         return QuantScheme.parse(value)
     except ValueError as error:
         raise PlanError(f"the plan's choice for '{name}' cannot be read: {error}") from error
-
-
-def _nodes(model: Model, name: str) -> list[str]:
-    """The nodes that a choice for a layer is about: itself, or the factors that it was split into."""
-    factors = [] if name in model.nodes else [f"{name}.{index}" for index in range(3)]
-    return [factor for factor in factors if factor in model.nodes] or [name]
 
 
 def check_steps(plan: CompressionPlan) -> None:

@@ -24,7 +24,7 @@ from search_spaces.recovery import RecoverySpec
 from search_spaces.schemes import ChannelScheme, RankScheme, SparsityScheme
 from search_spaces.structure import CHANNELS, EVERY_LAYER, FACTORIZE, RECOVER, SPARSIFY
 from tuner.compress.decomposition import Evidence as FactorEvidence
-from tuner.compress.decomposition import Factors, chosen_ranks, factorize
+from tuner.compress.decomposition import Factors, chosen_ranks, factorize, nodes_of
 from tuner.compress.distillation import Term, label_loss, needs_tensors, output_kind
 from tuner.compress.factors import METHODS
 from tuner.compress.hooks import TrainingHook
@@ -227,7 +227,7 @@ class Restructurer:
             return {name: SparsityScheme(ratio=share, pattern=every.pattern) for name, share in shares.items() if share > 0}
         found: dict[str, SparsityScheme] = {}
         for name, choice in choices.items():
-            nodes = [name] if name in model.nodes else [f"{name}.{i}" for i in range(3) if f"{name}.{i}" in model.nodes]
+            nodes = nodes_of(model, name)
             if not nodes:
                 raise PlanError(f"the plan sets weights of '{name}' to zero, which is no layer of this model; see `tuner inspect`")
             found |= dict.fromkeys(nodes, choice)
